@@ -1,0 +1,150 @@
+"""Evaluation in millimetres and the tables that runs leave behind."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.handlers import IgniteMetricHandler
+from monai.metrics.utils import get_edge_surface_distance
+
+__all__ = ["CaseReport", "CaseScores", "MillimetreMetric", "scores"]
+
+
+class MillimetreMetric(IgniteMetricHandler):
+    """Metric handler that hands each label's voxel spacing to a surface metric, so that its unit is mm.
+
+    MONAI's own handlers of surface metrics have no way to pass the spacing.
+    """
+
+    def update(self, output: tuple[list[MetaTensor], list[MetaTensor]]) -> None:
+        """Adds predictions and labels, lists of masks `(1, H, W, D)`."""
+        for prediction, label in zip(*output, strict=True):
+            self.metric_fn([prediction], [label], spacing=[label.pixdim.tolist()])
+
+
+def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[float]) -> dict[str, float]:
+    """Scores of one mask against another.
+
+    Surfaces are the borders of the masks (6-neighbourhood); their distances are found once for all three surface scores.
+    Against an empty mask the overlap scores are 0 and the distances infinite; two empty masks give NaN.
+
+    Args:
+        prediction: `(H, W, D)`, non-zero is foreground.
+        label: `(H, W, D)`, non-zero is foreground.
+        spacing: size of a voxel in mm.
+
+    Returns:
+        `dice`, `iou`, `precision`, `recall`, and in mm `hd` (Hausdorff distance), `hd95` (the larger of the two directed
+        95th percentiles) and `asd` (mean of the distances in both directions).
+    """
+    found, true = prediction.bool(), label.bool()
+    both, count, true_count = (int(mask.sum()) for mask in (found & true, found, true))
+    result = {
+        "dice": _ratio(2 * both, count + true_count),
+        "iou": _ratio(both, count + true_count - both),
+        "precision": _ratio(both, count) if true_count == 0 or count else 0.0,
+        "recall": _ratio(both, true_count) if count == 0 or true_count else 0.0,
+    }
+    if not count or not true_count:
+        distance = float("inf") if count or true_count else float("nan")
+        return result | dict.fromkeys(("hd", "hd95", "asd"), distance)
+    _, distances, _ = get_edge_surface_distance(found, true, spacing=list(spacing), symmetric=True)
+    return result | {
+        "hd": float(max(distance.max() for distance in distances)),
+        "hd95": float(max(torch.quantile(distance, 0.95) for distance in distances)),
+        "asd": float(torch.cat(tuple(distances)).mean()),
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+class _Table:
+    """Handler that collects one row per case and writes them as CSV when the run ends."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to an evaluator whose output holds `case`, `image` and the mask `pred` on the scan's own grid."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the row of one case."""
+        raise NotImplementedError
+
+    def add(self, engine: Engine) -> None:
+        """Adds the cases of one iteration."""
+        for data, output in zip(engine.state.batch, engine.state.output, strict=True):
+            found = output["image"].meta.get("atrium_found", "not searched")
+            self.rows.append({"case": data["case"], "atrium_found": found} | self.row(output))
+
+    def write(self, engine: Engine) -> None:
+        """Writes the rows."""
+        _write_csv(self.path, self.rows)
+        self.rows = []
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+class CaseReport(_Table):
+    """What an inference run found: one row per scan with the volume of the atrium in ml.
+
+    Args:
+        path: the CSV.
+    """
+
+    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the volume and the file of one scan."""
+        mask: MetaTensor = item["pred"]
+        volume = float(mask.sum() * mask.pixdim.prod()) / 1000
+        return {"volume_ml": round(volume, 2), "image": mask.meta["filename_or_obj"]}
+
+
+class CaseScores(_Table):
+    """What an evaluation found: one row per case with its `scores`, and a second CSV `<name>_summary.csv`.
+
+    The summary has mean, standard deviation, median, worst and best of each score over the cases where it is finite, and
+    their number. The means are also put into `engine.state.metrics`.
+
+    Args:
+        path: the CSV of the cases.
+    """
+
+    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the scores of one case."""
+        label: MetaTensor = item["label"]
+        return scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
+
+    def write(self, engine: Engine) -> None:
+        """Writes the rows and their summary."""
+        summary = []
+        for name in list(self.rows[0])[2:]:
+            values = np.array([row[name] for row in self.rows])
+            finite = values[np.isfinite(values)]
+            if finite.size:
+                low, high = float(finite.min()), float(finite.max())
+                worst, best = (high, low) if name in ("hd", "hd95", "asd") else (low, high)
+                centre = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite)}
+                summary.append({"score": name, "cases": finite.size, **centre, "worst": worst, "best": best})
+                engine.state.metrics[name] = float(finite.mean())
+        _write_csv(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
+        super().write(engine)

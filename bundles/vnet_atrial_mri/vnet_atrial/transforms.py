@@ -1,0 +1,153 @@
+"""Transforms that MONAI lacks: coarse-to-fine cropping, cached level sets, resampling that leaves other entries alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import Crop, InvertibleTransform, MapTransform, SpacingD
+from monai.utils import optional_import
+from torch import nn
+
+from .locator import find_box, patch_start
+
+__all__ = ["LevelSetd", "LocateAtriumd", "OwnKeysSpacingd", "level_set"]
+
+logger = logging.getLogger(__name__)
+ndimage, _ = optional_import("scipy.ndimage")
+
+
+class OwnKeysSpacingd(SpacingD):
+    """`Spacingd` that sees its own keys only.
+
+    MONAI 1.6.1's updates every entry whose name starts with `image_`, and fails on the string `image_path` that MONAI Label
+    adds.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Returns `data` with its keys resampled."""
+        return {**data, **super().__call__({key: data[key] for key in self.key_iterator(data)}, lazy)}
+
+
+class LocateAtriumd(MapTransform, InvertibleTransform):
+    """Crops a patch of fixed size around the left atrium, found by a coarse network; invertible.
+
+    When the network finds no atrium the image stays whole, a warning names the file, and `meta["atrium_found"]` is False.
+
+    Args:
+        keys: images `(1, H, W, D)`, at least as large as the patch.
+        locator: network that maps the coarse image `(1, 1, h, w, d)` to logits of the same shape.
+        coarse: transform from the image to the network's input; must keep track of the affine.
+        patch_size: size of the crop in voxels.
+        threshold: least probability of atrium.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        locator: nn.Module,
+        *,
+        coarse: Callable[[torch.Tensor], torch.Tensor],
+        patch_size: Sequence[int],
+        threshold: float = 0.5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(keys)
+        self.locator = locator
+        self.coarse = coarse
+        self.patch_size = tuple(patch_size)
+        self.threshold = threshold
+        self.device = device
+        self.crop = Crop()
+
+    @torch.inference_mode()
+    def probability(self, image: MetaTensor) -> MetaTensor:
+        """Returns the coarse probability of atrium `(1, h, w, d)` on the CPU, with its affine."""
+        coarse = self.coarse(image)
+        network = self.locator.to(self.device).eval()
+        logits = network(coarse.as_tensor()[None].to(self.device))
+        return MetaTensor(logits[0].float().sigmoid().cpu(), affine=coarse.affine)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with its images cropped."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            probability = self.probability(image)
+            box = find_box(probability[0].as_tensor(), threshold=self.threshold)
+            if box is None:
+                logger.warning("%s: no left atrium found, the whole volume is segmented", image.meta["filename_or_obj"])
+                slices = [slice(0, size) for size in image.shape[1:]]
+            else:
+                start = patch_start(box, probability.affine, image.affine, self.patch_size, image.shape[1:])
+                slices = [slice(a, a + size) for a, size in zip(start, self.patch_size, strict=True)]
+            d[key] = self.crop(image, slices=slices)
+            d[key].meta["atrium_found"] = box is not None
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with the images padded back to their place."""
+        return {**data, **{key: self.crop.inverse(data[key]) for key in self.key_iterator(dict(data))}}
+
+
+def level_set(mask: np.ndarray) -> np.ndarray:
+    """Signed Euclidean distance to the boundary of `mask` in voxels, float32, negative inside.
+
+    Outside it is the distance to the nearest foreground voxel, inside minus the distance to the nearest background voxel
+    plus one, so that the foreground's border is 0 and its outer neighbours are 1. Zero everywhere when the mask is empty or
+    full (Kervadec et al., MIDL 2019; the reference implementation).
+
+    Args:
+        mask: `(H, W, D)`, non-zero is foreground.
+    """
+    inside = mask.astype(bool)
+    phi = np.zeros(inside.shape, np.float32)
+    if not inside.any() or inside.all():
+        return phi
+    phi += _distance(~inside)
+    box = tuple(
+        slice(max(0, int(index.min()) - 1), int(index.max()) + 2)
+        for index in (inside.any(axis=(1, 2)).nonzero()[0], inside.any((0, 2)).nonzero()[0], inside.any((0, 1)).nonzero()[0])
+    )
+    phi[box] -= np.maximum(_distance(inside[box]) - 1, 0)
+    return phi
+
+
+def _distance(mask: np.ndarray) -> np.ndarray:
+    """Distance of every voxel of `mask` to the nearest one outside it, float32; a third of scipy's own arithmetic."""
+    nearest = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
+    squared = np.zeros(mask.shape, np.int32)
+    for axis, index in enumerate(nearest):
+        index -= np.arange(mask.shape[axis], dtype=np.int32).reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
+        index *= index
+        squared += index
+    return np.sqrt(squared, dtype=np.float32)
+
+
+class LevelSetd(MapTransform):
+    """Adds the level set of a mask, computed once when the data set is cached.
+
+    Args:
+        keys: masks `(1, H, W, D)`.
+        output_key: entry that receives the level set, `(1, H, W, D)`.
+        dtype: `torch.int16` truncates toward zero as the reference does, a floating type keeps fractions.
+    """
+
+    def __init__(self, keys: KeysCollection, *, output_key: str = "level_set", dtype: torch.dtype = torch.int16) -> None:
+        super().__init__(keys)
+        self.output_key = output_key
+        self.dtype = dtype
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with the level set added."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            phi = torch.from_numpy(level_set(d[key][0].numpy())).to(self.dtype)[None]
+            d[self.output_key] = MetaTensor(phi, affine=d[key].affine)
+        return d

@@ -1,0 +1,39 @@
+"""The command line: `python -m tools <verb>`; every verb has `--help`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+VERBS = {
+    "check": "check every bundle against the rules of the collection",
+    "demo": "train, infer, evaluate and draw one bundle, on phantoms or on your own scans",
+    "phantoms": "write a phantom data set in the layout of a bundle's real data",
+    "split": "divide a data folder into training and validation cases",
+    "pack": "make the release zip of a bundle",
+    "convert": "turn a reference checkpoint into a bundle's weights, and back",
+    "benchmark": "measure speed and memory, beside another implementation if given",
+}
+
+
+def main() -> None:
+    """Runs the verb that the command line names; its module is imported only then."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb not in VERBS:
+        lines = [f"  {name:<11}{text}" for name, text in VERBS.items()]
+        usage = "\n".join(["usage: python -m tools <verb> [--help]", "", *lines, ""])
+        sys.stdout.write(usage)
+        sys.exit(0 if verb in ("--help", "-h") else f"there is no verb {verb!r}")
+    import fire
+
+    function = getattr(importlib.import_module(f"tools.{verb}"), verb)
+    try:
+        fire.Fire(function, command=sys.argv[2:], name=f"python -m tools {verb}", serialize=lambda _: None)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"python -m tools {verb}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The command `python -m tools benchmark`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tools import BUNDLES
+from tools.benchmark.measurement import measure
+from tools.benchmark.report import environment, table, write_json
+from tools.benchmark.row import Baseline, Row, Setting
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def benchmark(
+    bundle: str | None = None,
+    *,
+    rows: str | Sequence[str] | None = None,
+    device: str = "cpu",
+    json: str | None = None,
+    baseline: str | None = None,
+    repeats: int = 5,
+    threads: int | None = None,
+) -> None:
+    """Measure speed and memory of the bundles, after checking that all ways of doing a thing give the same result.
+
+    Prints one line per row and setting. Ends with exit code 1 if a row is void: its outputs disagree or it failed.
+
+    Args:
+        bundle: Name of a bundle, default all.
+        rows: Names of the rows to measure, separated by commas, default all.
+        device: Where to compute, `cpu` or `cuda`.
+        json: File for the complete record: all repeats, versions, machine, commit and command line.
+        baseline: Python file with a foreign implementation of some of the bundle's rows: per row a function of its
+            name, `def training_step(state_dict, inputs, device)`, that prepares the work (and warms up what it has to)
+            and returns a callable, which does one unit and returns its outputs. `state_dict` has the reference's keys.
+        repeats: Timed units per setting.
+        threads: CPU threads of PyTorch, default its own choice.
+
+    Raises:
+        FileNotFoundError: If the baseline file does not exist.
+        ValueError: If bundle, row, device or baseline are not what they should be.
+        SystemExit: With code 1 if a row is void.
+    """
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{device}': no CUDA device is available")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    names = [part for part in (rows.split(",") if isinstance(rows, str) else rows or []) if part]
+    chosen = select(collect(bundle, target), names)
+    if baseline is not None:
+        chosen = attach(chosen, Path(baseline), target)
+    machine = environment(target)
+    results = {}
+    for name, part in chosen.items():
+        _LOGGER.info("%s: measuring %s", name, ", ".join(row.name for row in part))
+        results[name] = measure(part, device=target, repeats=repeats)
+        if json is not None:
+            write_json(Path(json), machine, results)
+    sys.stdout.write(table(machine, results))
+    if any(result.void for part in results.values() for result in part):
+        raise SystemExit(1)
+
+
+def collect(bundle: str | None, device: torch.device) -> dict[str, list[Row]]:
+    """Load the rows that bundles register in `tools/recipes/<bundle>/benchmark.py`.
+
+    Args:
+        bundle: Name of a bundle, `None` for all.
+        device: Where the rows compute.
+
+    Returns:
+        Rows by bundle.
+
+    Raises:
+        ValueError: If the bundle is unknown, registers no rows or registers a name twice.
+    """
+    folders = {folder.name: folder for folder in BUNDLES}
+    if bundle is not None and bundle not in folders:
+        raise ValueError(f"bundle '{bundle}' is unknown, there are: {', '.join(folders)}")
+    return {name: _registered(folders[name], device) for name in ([bundle] if bundle else folders)}
+
+
+def select(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str, list[Row]]:
+    """Keep the named rows.
+
+    Args:
+        rows: Rows by bundle.
+        names: Names to keep; none keeps all.
+
+    Returns:
+        Rows by bundle, without the bundles that have none left.
+
+    Raises:
+        ValueError: If no bundle has a row of one of the names.
+    """
+    known = {row.name for part in rows.values() for row in part}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown rows: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+    kept = {bundle: [row for row in part if not names or row.name in names] for bundle, part in rows.items()}
+    return {bundle: part for bundle, part in kept.items() if part}
+
+
+def attach(rows: Mapping[str, Sequence[Row]], path: Path, device: torch.device) -> dict[str, list[Row]]:
+    """Add the setting `baseline` to the rows that a baseline file defines a function for.
+
+    Args:
+        rows: Rows by bundle, of a single bundle.
+        path: The baseline file.
+        device: Handed to the file's functions.
+
+    Returns:
+        Rows by bundle.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file defines none of the rows, or the rows belong to several bundles.
+    """
+    if len(rows) != 1:
+        raise ValueError(f"a baseline serves one bundle, name it with --bundle: {', '.join(rows)}")
+    [(bundle, part)] = rows.items()
+    functions = _functions(path, [row.name for row in part])
+    if not functions:
+        raise ValueError(f"{path}: defines none of the rows {', '.join(row.name for row in part)}")
+    return {
+        bundle: [_with_baseline(row, functions[row.name], device) if row.name in functions else row for row in part]
+    }
+
+
+def _with_baseline(row: Row, function: Baseline, device: torch.device) -> Row:
+    prepare = partial(function, row.state_dict, row.inputs, device)
+    setting = Setting(prepare=prepare, atol=row.atol, rtol=row.rtol)
+    return dataclasses.replace(row, settings={**row.settings, "baseline": setting})
+
+
+def _functions(path: Path, names: Sequence[str]) -> dict[str, Baseline]:
+    """Run a baseline file and pick its functions of the given names."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such baseline file")
+    spec = importlib.util.spec_from_file_location("benchmark_baseline", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: a baseline is a Python file (.py)")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {name: getattr(module, name) for name in names if callable(getattr(module, name, None))}
+
+
+def _registered(folder: Path, device: torch.device) -> list[Row]:
+    recipe = f"tools.recipes.{folder.name}.benchmark"
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(recipe)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{recipe}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"{folder.name}: registers no rows, {recipe.replace('.', '/')}.py is missing") from error
+    rows: list[Row] = module.rows(device)
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{folder.name}: {recipe.replace('.', '/')}.py registers a name twice: {', '.join(names)}")
+    return rows

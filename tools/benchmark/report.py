@@ -1,0 +1,152 @@
+"""What was measured where: the machine, a table for the reader, JSON for the record."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools import REPO
+from tools.benchmark.measurement import RowResult, SettingResult
+from tools.benchmark.meters import peak_flops
+from tools.files import replacing
+
+_COLUMNS = (
+    "row",
+    "setting",
+    "median",
+    "quartiles",
+    "speed-up",
+    "memory",
+    "CPU time",
+    "GFLOP/s",
+    "of floor",
+    "deviation",
+)
+_LEGEND = """\
+median, quartiles: wall time of one unit. speed-up: against `baseline` where there is one, else against `plain`.
+memory: peak of one unit, the setting's own weights and caches included. CPU time: all cores and child processes.
+of floor: time the same arithmetic takes as one large matrix product on this device, over the median.
+deviation: largest absolute difference of the outputs from those of `plain`.
+"""
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Describe command, code, libraries and machine.
+
+    Args:
+        device: Where the rows compute.
+
+    Returns:
+        Plain data, ready for JSON; `commit` is `None` outside a git checkout and ends in `-dirty` on local changes.
+    """
+    cuda = device.type == "cuda"
+    threads = torch.get_num_threads()
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda if cuda else None}
+        | {name: version(name) for name in ("torch", "monai", "numpy")},
+        "cpu": _cpu_model(),
+        "threads": threads,
+        "device": {"type": device.type, "name": torch.cuda.get_device_name(device) if cuda else _cpu_model()},
+        "peak_float32_flops_per_second": peak_flops(device, torch.float32, threads=threads),
+    }
+
+
+def write_json(path: Path, environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResult]]) -> None:
+    """Write the record in one step, so that a reader never sees half of it.
+
+    Args:
+        path: Target; an existing file is replaced, missing folders are created.
+        environment: Result of `environment`.
+        results: Row results by bundle.
+    """
+    rows = [{"bundle": bundle} | asdict(result) for bundle, part in results.items() for result in part]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({**environment, "rows": rows}, indent=2, allow_nan=False) + "\n")
+
+
+def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResult]]) -> str:
+    """Lay the results out as text.
+
+    Args:
+        environment: Result of `environment`.
+        results: Row results by bundle.
+
+    Returns:
+        One line per setting, one per void row, and a legend.
+    """
+    peak = environment["peak_float32_flops_per_second"] / 1e9
+    text = (
+        f"{environment['device']['name']}, {environment['threads']} CPU threads, float32 peak {_digits(peak)} GFLOP/s\n"
+    )
+    for bundle, part in results.items():
+        lines = [_COLUMNS, *(line for result in part for line in _lines(result))]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text += f"\n{bundle}\n"
+        for line in lines:
+            left, right = zip(line[:2], widths[:2], strict=True), zip(line[2:], widths[2:], strict=True)
+            cells = [cell.ljust(width) for cell, width in left] + [cell.rjust(width) for cell, width in right]
+            text += "  ".join(cells).rstrip() + "\n"
+        text += "".join(f"{result.row}: one unit is {result.unit}\n" for result in part)
+        text += "".join(f"{result.row} is VOID: {result.void}\n" for result in part if result.void)
+    return f"{text}\n{_LEGEND}"
+
+
+def _lines(result: RowResult) -> list[tuple[str, ...]]:
+    if result.void:
+        return [(result.row, "void", *[""] * (len(_COLUMNS) - 2))]
+    return [_line(result, name, figures) for name, figures in result.settings.items()]
+
+
+def _line(result: RowResult, name: str, figures: SettingResult) -> tuple[str, ...]:
+    rate, share, memory = figures.flops_per_second, figures.floor_share, figures.peak_bytes
+    deviation = result.parity[name].deviation if name in result.parity else None
+    return (
+        result.row,
+        name,
+        _seconds(figures.median),
+        " .. ".join(map(_seconds, figures.quartiles)),
+        f"{figures.speed_up:.2f}x",
+        "-" if memory is None else f"{_digits(memory / 2**20)} MiB",
+        _seconds(figures.cpu_seconds),
+        "-" if rate is None else _digits(rate / 1e9),
+        "-" if share is None else f"{share:.0%}",
+        "-" if deviation is None else f"{deviation:.1e}",
+    )
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
+def _seconds(value: float) -> str:
+    scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e-3, "ms")) if value >= s), (1e-6, "us"))
+    return f"{_digits(value / scale)} {unit}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    run = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    return run.stdout.strip() or None

@@ -1,0 +1,158 @@
+"""What MONAI and MONAI Label look for in the configs, and how configs refer to each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tools.check.config import FILE_MACRO, Config, dangling, expand, merge, missing, strings
+from tools.check.model import Bundle, Finding, bundle_rule
+
+TRAIN, INFERENCE, EVALUATE = "configs/train.yaml", "configs/inference.yaml", "configs/evaluate.yaml"
+KEYS = {
+    TRAIN: (
+        "bundle_root",
+        "device",
+        "dataset_dir",
+        "output_dir",
+        "val_interval",
+        "network_def",
+        "network",
+        "train#trainer#max_epochs",
+        "train#dataset#data",
+        "train#inferer",
+        "train#handlers",
+        "validate#evaluator",
+        "validate#handlers",
+        "validate#dataset#data",
+    ),
+    INFERENCE: (
+        "bundle_root",
+        "device",
+        "dataset_dir",
+        "output_dir",
+        "network_def",
+        "preprocessing",
+        "postprocessing",
+        "inferer",
+        "dataset",
+        "evaluator",
+    ),
+}
+RUN_IDS = {TRAIN: "training", INFERENCE: "inference", EVALUATE: "evaluating"}
+WRITABLE = ("uint8", "float32")
+CASTS = {"AsDiscreted": "float32", "CastToTyped": "float32", "EnsureTyped": "undefined"}  # with their default dtype
+
+
+@bundle_rule
+def keys(bundle: Bundle) -> Iterator[Finding]:
+    """Training and inference have every id that MONAI or MONAI Label reads or sets."""
+    for file, ids in KEYS.items():
+        for id_ in missing(bundle.config(file), ids):
+            yield file, f"has no id {id_}"
+
+
+@bundle_rule
+def run_ids(bundle: Bundle) -> Iterator[Finding]:
+    """Each workflow runs as `run`, as MONAI Label asks, and under its own name, as people type it."""
+    for file, name in RUN_IDS.items():
+        config = bundle.config(file)
+        if "run" not in config:
+            yield file, "has no id run"
+        if config.get(name) != "%run":
+            yield file, f'lacks the line `{name}: "%run"`'
+
+
+@bundle_rule
+def same_network(bundle: Bundle) -> Iterator[Finding]:
+    """Training and inference build the same network, with macros and references replaced by their targets."""
+    configs = [bundle.config(file) for file in (TRAIN, INFERENCE)]
+    networks = [expand(config, config.get("network_def"), path=("network_def",)) for config in configs]
+    if networks[0] != networks[1]:
+        yield INFERENCE, f"network_def is {networks[1]}, but {networks[0]} in {TRAIN}"
+
+
+@bundle_rule
+def no_file_macros(bundle: Bundle) -> Iterator[Finding]:
+    """No macro reaches into another file: it would be looked up in the working directory."""
+    for file in bundle.configs:
+        for place, text in strings(bundle.config(file)):
+            if FILE_MACRO.fullmatch(text):
+                yield file, f"{'#'.join(place)} reads another file: {text}"
+
+
+@bundle_rule
+def references(bundle: Bundle) -> Iterator[Finding]:
+    """Every id that the training or the inference config refers to exists."""
+    for file in TRAIN, INFERENCE:
+        for place, id_ in sorted(dangling(bundle.config(file), bundle.metadata)):
+            yield file, f"{place} refers to {id_}, which does not exist"
+
+
+@bundle_rule
+def overlays(bundle: Bundle) -> Iterator[Finding]:
+    """Every other config merges over the training or the inference config, and all its ids exist then."""
+    for file in bundle.configs:
+        if file not in (TRAIN, INFERENCE):
+            over_train, over_inference = (_clashes(bundle, base, file) for base in (TRAIN, INFERENCE))
+            yield from ((file, f"over {TRAIN}: {clash}") for clash in over_train if over_inference)
+
+
+@bundle_rule
+def no_spacingd(bundle: Bundle) -> Iterator[Finding]:
+    """Inference does without MONAI's own Spacingd, which fails on the string `image_path` of MONAI Label."""
+    config = bundle.config(INFERENCE)
+    plain = re.compile(r"(?<![\w.])(?:monai\.transforms\.(?:\w+\.)*)?Spacing(?:d|D|Dict)\b")
+    for place, text in strings(expand(config, config.get("preprocessing"), path=("preprocessing",))):
+        if plain.search(text):
+            yield INFERENCE, f"preprocessing#{'#'.join(place)} uses Spacingd, which fails under MONAI Label"
+
+
+@bundle_rule
+def writable_prediction(bundle: Bundle) -> Iterator[Finding]:
+    """The last transform of pred, and SaveImaged where it names a type, ends in uint8 or float32.
+
+    Only MONAI's own casts tell their type in the config, so one of them has to be last (SaveImaged aside).
+    """
+    config = bundle.config(INFERENCE)
+    transforms = expand(config, config.get("postprocessing"), path=("postprocessing",))
+    if isinstance(transforms, dict):
+        transforms = transforms.get("transforms")
+    if not isinstance(transforms, list):
+        yield INFERENCE, "postprocessing is no plain list of transforms"
+        return
+    of_pred = [t for t in transforms if isinstance(t, dict) and "pred" in _keys(t) and t.get("_disabled_") is not True]
+    last = next((t for t in reversed(of_pred) if _name(t) != "SaveImaged"), {})
+    if not _dtype(last.get("dtype", CASTS.get(_name(last)))).endswith(WRITABLE) or _name(last) not in CASTS:
+        yield INFERENCE, f"postprocessing ends in {_name(last) or 'nothing'}, not in a cast of pred to uint8 or float32"
+    for save in of_pred:
+        if _name(save) == "SaveImaged" and not _dtype(save.get("output_dtype", "float32")).endswith(WRITABLE):
+            yield INFERENCE, f"SaveImaged writes {save['output_dtype']}, not uint8 or float32"
+
+
+def _clashes(bundle: Bundle, base: str, file: str) -> list[str]:
+    """Return what goes wrong when the overlay `file` is merged over `base`, beyond what is wrong in `base` itself."""
+    config = bundle.config(base)
+    try:
+        merged = merge(config, bundle.config(file))
+    except KeyError as error:
+        return [f"{error.args[0]} does not exist"]
+    except (TypeError, ValueError) as error:
+        return [f"{error} cannot be merged"]
+    lost = sorted(dangling(merged, bundle.metadata) - dangling(config, bundle.metadata))
+    return [f"{place} refers to {id_}, which does not exist" for place, id_ in lost]
+
+
+def _name(transform: Config) -> str:
+    return str(transform.get("_target_", "")).rpartition(".")[2]
+
+
+def _keys(transform: Config) -> list[Any]:
+    keys = transform.get("keys", [])
+    return keys if isinstance(keys, list) else [keys]
+
+
+def _dtype(value: Any) -> str:
+    """Return a type's name, with torch's and Python's spelling of float32 made the same."""
+    return re.sub(r"\bfloat$", "float32", str(value))

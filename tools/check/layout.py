@@ -1,0 +1,137 @@
+"""Which files a bundle consists of, how it and they are called, and how large they may be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+
+import yaml
+
+from tools.check.model import Bundle, Finding, Repository, UnreadableError, bundle_rule, repository_rule
+
+REQUIRED = (
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/logging.conf",
+    "configs/train.yaml",
+    "configs/inference.yaml",
+    "configs/evaluate.yaml",
+    "configs/multi_gpu_train.yaml",
+    "docs/README.md",
+    "docs/data_license.txt",
+)
+ALLOWED = {"LICENSE", "large_files.yml", "configs", "docs", "models", "cache", "eval", "__pycache__"}
+RESERVED = ("detection", "classification", "deepedit", "deepgrow")
+MARKER = "# Identical in every bundle; python -m tools check compares the copies."
+LARGEST = 25 * 2**20
+APACHE_TERMS = "59d8f0ba87ad9a2f"  # first digits of the sha256 of the words from the title to the end of the terms
+
+
+@bundle_rule
+def files(bundle: Bundle) -> Iterator[Finding]:
+    """A bundle has the files of the design tree."""
+    for file in REQUIRED:
+        if not (bundle.path / file).is_file():
+            yield file, "is missing"
+
+
+@bundle_rule
+def readable(bundle: Bundle) -> Iterator[Finding]:
+    """Configs, metadata and other JSON files can be parsed."""
+    configs = [*bundle.configs, "configs/metadata.json"]
+    for file in sorted({*configs, *bundle.relative("*.json")}):
+        try:
+            if (bundle.path / file).exists():
+                bundle.config(file) if file in configs else json.loads(bundle.text(file))
+        except (UnreadableError, json.JSONDecodeError) as error:
+            yield file, f"cannot be parsed: {error.__cause__ or 'it holds no mapping'}"
+
+
+@bundle_rule
+def nothing_else(bundle: Bundle) -> Iterator[Finding]:
+    """The root holds the package and the files of the design tree, nothing else; no JSON copy shadows a YAML config."""
+    for path in sorted(bundle.path.iterdir()):
+        if path.name not in ALLOWED.union(bundle.packages):
+            yield path.name, "does not belong in the root of a bundle"
+    for file in bundle.configs:
+        twin = file.replace(".yaml", ".json")
+        if (bundle.path / twin).exists():
+            yield twin, f"MONAI Label would read it instead of {file}; JSON twins belong in the release only"
+
+
+@bundle_rule
+def bundle_name(bundle: Bundle) -> Iterator[Finding]:
+    """The name survives MONAI's registry look-up and means nothing special to MONAI Label."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", bundle.name):
+        yield "", "the name is not made of lowercase letters, digits and underscores"
+    if "_v" in bundle.name[1:]:
+        yield "", "the name contains _v, where MONAI's registry look-up splits name from version"
+    for word in RESERVED:
+        if word in bundle.name:
+            yield "", f"the name contains {word!r}, on which MONAI Label changes its behaviour"
+
+
+@bundle_rule
+def licence(bundle: Bundle) -> Iterator[Finding]:
+    """LICENSE holds the complete terms of Apache-2.0."""
+    words = " ".join(bundle.text("LICENSE").replace("https://", "http://").split())
+    terms = re.search(r"Apache License .*END OF TERMS AND CONDITIONS", words)
+    if not terms or not hashlib.sha256(terms[0].encode()).hexdigest().startswith(APACHE_TERMS):
+        yield "LICENSE", "is not the text of the Apache License 2.0"
+
+
+@bundle_rule
+def weight_names(bundle: Bundle) -> Iterator[Finding]:
+    """No weights have a name as short as model.pt: MONAI Label loads the shortest."""
+    for path in sorted(bundle.path.glob("models/*.pt")):
+        if path.name != "model.pt" and len(path.name) <= len("model.pt"):
+            yield f"models/{path.name}", "MONAI Label loads the shortest name, which has to be model.pt"
+
+
+@bundle_rule
+def large_files(bundle: Bundle) -> Iterator[Finding]:
+    """Every entry of large_files.yml has a path, a URL and a typed sha256."""
+    file = "large_files.yml"
+    if not (bundle.path / file).exists():
+        return
+    try:
+        entries = list(yaml.safe_load(bundle.text(file))["large_files"])
+    except (yaml.YAMLError, TypeError, KeyError):
+        yield file, "holds no list named large_files"
+        return
+    for number, entry in enumerate(entries):
+        if absent := {"path", "url", "hash_val", "hash_type"}.difference(entry):
+            yield file, f"entry {number} lacks {', '.join(sorted(absent))}"
+        elif entry["hash_type"] != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", str(entry["hash_val"])):
+            yield file, f"entry {number} ({entry['path']}) has no sha256"
+
+
+@bundle_rule
+def identical_files(bundle: Bundle) -> Iterator[Finding]:
+    """The logging config and every file marked as identical are the same bytes in every bundle that has them."""
+    for key, file in _shared(bundle).items():
+        first = next(other for other in bundle.repository.bundles if key in _shared(other))
+        if (first.path / _shared(first)[key]).read_bytes() != (bundle.path / file).read_bytes():
+            yield file, f"differs from its copy in {first.name}"
+
+
+@repository_rule
+def file_size(repository: Repository) -> Iterator[Finding]:
+    """Git tracks no file above 25 MB; where there is no git work tree, nothing is tracked."""
+    listing = subprocess.run(
+        ["git", "-C", repository.path, "ls-files", "-z"], capture_output=True, text=True, check=False
+    )
+    for file in filter(None, listing.stdout.split("\0")):
+        path = repository.path / file
+        if path.is_file() and path.stat().st_size > LARGEST:
+            yield file, f"has {path.stat().st_size / 2**20:.0f} MB, more than 25: publish it through large_files.yml"
+
+
+def _shared(bundle: Bundle) -> dict[str, str]:
+    """Return the files that have to equal their copies in other bundles, by path without the package's own name."""
+    marked = [file for file in bundle.relative("*.py") if bundle.text(file).startswith(MARKER)]
+    shared = {re.sub(rf"^({'|'.join(bundle.packages)})/", "*/", file): file for file in marked}
+    return shared | {file: file for file in bundle.relative("logging.conf")}

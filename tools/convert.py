@@ -1,0 +1,292 @@
+"""Checkpoints of the reference implementations to state dicts of our networks, and back.
+
+Which name means which is data: `tools/recipes/<bundle>/keys.yaml` holds one entry per network (role) of a bundle. Rules
+are patterns; the keys come from the network that the bundle's config builds, so that they fit every variant of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from monai.bundle import ConfigParser
+
+from tools import REPO
+from tools.files import replacing
+
+__all__ = ["KeyMap", "Role", "convert", "load_key_map", "load_role", "read_checkpoint"]
+
+logger = logging.getLogger(__name__)
+
+State = Mapping[str, torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A parameter of the reference that its forward pass never uses.
+
+    It exists once for each of our parameters that the rule's template names, with `times` as many elements.
+    """
+
+    key: str
+    times: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """One entry of `keys.yaml`: a network of a bundle, and how the reference names its parameters.
+
+    Args:
+        config: config file or files, relative to the bundle, that define the network.
+        id: the definition's id in them.
+        file: state dict of the converted network, relative to the bundle.
+        rename: template of our names -> template of the reference's. A placeholder such as `{k}` stands for one name
+            component, or for the names of its table in `names`.
+        names: placeholder -> our name -> the reference's name.
+        dropped: template of our names -> dead parameter beside it in the reference.
+        checkpoint_keys: entries of a checkpoint under which the state dict may lie.
+        reversed_axes: whether the reference orders spatial axes the other way round; kernels are transposed then.
+        override: values set in the config before the network is built, for a variant of it.
+    """
+
+    config: str | list[str]
+    id: str
+    file: str
+    rename: dict[str, str]
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    checkpoint_keys: list[str] = field(default_factory=list)
+    reversed_axes: bool = False
+    override: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """The parameter names of one network, ours and the reference's, one to one.
+
+    Args:
+        network: bundle and role, for messages.
+        names: our key -> the reference's key.
+        shapes: our key -> shape.
+        dropped: the reference's dead parameters, filled with their initial values.
+        reversed_axes: whether the spatial axes of kernels are reversed between the two.
+    """
+
+    network: str
+    names: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+    dropped: dict[str, torch.Tensor]
+    reversed_axes: bool
+
+    def to_ours(self, state: State) -> dict[str, torch.Tensor]:
+        """Returns our state dict for one in the reference's names.
+
+        Raises:
+            ValueError: if keys are missing, unknown or of another shape; all of them are listed.
+        """
+        expected = {theirs: self._swap_shape(self.shapes[ours]) for ours, theirs in self.names.items()}
+        self._verify(state, expected | {key: tuple(value.shape) for key, value in self.dropped.items()})
+        return {ours: self._swap(state[theirs]) for ours, theirs in self.names.items()}
+
+    def to_reference(self, state: State) -> dict[str, torch.Tensor]:
+        """Returns the reference's state dict, dead parameters included, for one in our names.
+
+        Raises:
+            ValueError: if keys are missing, unknown or of another shape; all of them are listed.
+        """
+        self._verify(state, self.shapes)
+        renamed = {theirs: self._swap(state[ours]) for ours, theirs in self.names.items()}
+        return renamed | {key: value.clone() for key, value in self.dropped.items()}
+
+    def _swap(self, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach()
+        if self.reversed_axes and tensor.ndim > 2:
+            tensor = tensor.permute(0, 1, *range(tensor.ndim - 1, 1, -1))
+        return tensor.clone(memory_format=torch.contiguous_format)
+
+    def _swap_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[:2] + shape[:1:-1] if self.reversed_axes else shape
+
+    def _verify(self, state: State, expected: Shapes) -> None:
+        problems = _listing("missing keys", expected.keys() - state.keys())
+        problems += _listing("unknown keys", state.keys() - expected.keys())
+        other = (key for key in expected.keys() & state.keys() if tuple(state[key].shape) != expected[key])
+        problems += _listing("other shapes", (f"{key} {tuple(state[key].shape)} not {expected[key]}" for key in other))
+        if problems:
+            raise ValueError("\n  ".join([f"the state dict does not fit {self.network}", *problems]))
+
+
+def convert(
+    bundle: str, checkpoint: str, output: str | None = None, *, network: str | None = None, reverse: bool = False
+) -> str:
+    """Converts a checkpoint of the reference implementation into a plain state dict of ours.
+
+    Nothing but tensors, numbers and strings is read from the file: a checkpoint cannot run code.
+
+    Args:
+        bundle: name of the bundle, for example `vnet_atrial_mri`.
+        checkpoint: file written by the reference implementation.
+        output: file to write; by default the role's `file` in the bundle.
+        network: which of the bundle's networks it is, a role of its `keys.yaml`; by default the first.
+        reverse: convert our state dict into one in the reference's names instead; `output` must be given then.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: if the file is no such checkpoint, or if its keys or shapes are not those of the network.
+    """
+    if reverse and output is None:
+        raise ValueError(f"{bundle}, {checkpoint}: --reverse needs --output, the reference has no file in the bundle")
+    role = load_role(bundle, network)
+    target = Path(output) if output else REPO / "bundles" / bundle / role.file
+    key_map = load_key_map(bundle, network)
+    content = read_checkpoint(Path(checkpoint))
+    try:
+        state = _state_dict(content, () if reverse else role.checkpoint_keys)
+        state = key_map.to_reference(state) if reverse else key_map.to_ours(state)
+    except ValueError as error:
+        raise ValueError(f"{bundle}, {checkpoint}: {error}") from error
+    with replacing(target) as temporary, temporary.open("wb") as file:  # a path's name would enter the file's bytes
+        torch.save(state, file)
+    logger.info("%s: %d tensors of %s written to %s", bundle, len(state), checkpoint, target)
+    return str(target)
+
+
+def load_role(bundle: str, role: str | None = None) -> Role:
+    """Returns the entry `role`, by default the first, of the bundle's `keys.yaml`.
+
+    Raises:
+        ValueError: if the bundle has no key map or no such role.
+    """
+    path = REPO / "tools" / "recipes" / bundle / "keys.yaml"
+    if not path.is_file():
+        raise ValueError(f"{bundle}: no key map {path.relative_to(REPO)}")
+    roles = yaml.safe_load(path.read_text(encoding="utf-8"))
+    role = next(iter(roles)) if role is None else role
+    if role not in roles:
+        raise ValueError(f"{bundle}: no network {role!r}, {path.relative_to(REPO)} has {', '.join(roles)}")
+    dropped = {template: Dropped(**rule) for template, rule in roles[role].get("dropped", {}).items()}
+    return Role(**roles[role] | {"dropped": dropped})
+
+
+def load_key_map(bundle: str, role: str | None = None, *, state: State | None = None) -> KeyMap:
+    """Returns the key map of one network of a bundle.
+
+    Args:
+        bundle: name of the bundle.
+        role: name of the network in `keys.yaml`, by default the first.
+        state: our state dict of the variant to map, when it is not the one that the config defines.
+
+    Raises:
+        ValueError: if a parameter of the network has no name in the reference, or two have the same.
+    """
+    entry = load_role(bundle, role)
+    state = _built(bundle, entry) if state is None else state
+    network = f"{bundle}, network {role}" if role else bundle
+    found = {ours: list(_translations(ours, entry.rename, entry.names)) for ours in state}
+    counts = Counter(theirs for translations in found.values() for theirs in translations)
+    problems = _listing("no name in the reference", (ours for ours, theirs in found.items() if not theirs))
+    problems += _listing("more than one name", (ours for ours, theirs in found.items() if len(theirs) > 1))
+    problems += _listing("name given twice", (theirs for theirs, count in counts.items() if count > 1))
+    if problems:
+        raise ValueError("\n  ".join([f"{network}: the key map does not fit the network", *problems]))
+    return KeyMap(
+        network=network,
+        names={ours: theirs for ours, (theirs,) in found.items()},
+        shapes={ours: tuple(tensor.shape) for ours, tensor in state.items()},
+        dropped=dict(_fillings(state, entry)),
+        reversed_axes=entry.reversed_axes,
+    )
+
+
+def read_checkpoint(path: Path) -> object:
+    """Returns the content of a torch file that holds tensors, containers, strings and numbers, NumPy's included.
+
+    Raises:
+        ValueError: if it holds anything else or is damaged; no code from the file has run then.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {refused[1]}" if refused else "it is damaged or of another kind"
+        raise ValueError(f"{path}: not a torch file of tensors, numbers and strings alone, {reason}") from error
+
+
+def _numpy_scalar(dtype: np.dtype[np.generic], data: bytes) -> object:
+    """Stands in for the unpickling function of NumPy scalars; objects have no bytes, so `frombuffer` refuses them."""
+    return np.frombuffer(data, dtype)[0]
+
+
+_NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
+
+
+def _state_dict(checkpoint: object, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Returns the state dict that a checkpoint is, or holds under one of `keys`."""
+    content = checkpoint if isinstance(checkpoint, Mapping) else {}
+    for state in (*(content[key] for key in keys if key in content), content):
+        if isinstance(state, Mapping) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+            return dict(state)
+    wanted = f", neither as a whole nor under {', '.join(keys)}" if keys else ""
+    raise ValueError(f"no state dict{wanted}; the file holds {', '.join(map(str, content)) or 'nothing named'}")
+
+
+def _built(bundle: str, role: Role) -> dict[str, torch.Tensor]:
+    """Builds the network that the bundle's config defines and returns its state dict."""
+    folder = REPO / "bundles" / bundle
+    files = [role.config] if isinstance(role.config, str) else role.config
+    parser = ConfigParser()
+    parser.read_config([folder / file for file in files])
+    parser.update(role.override)
+    sys.path.insert(0, str(folder))
+    try:
+        return parser.get_parsed_content(role.id).state_dict()
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _translations(key: str, rules: Mapping[str, str], names: Mapping[str, Mapping[str, str]]) -> Iterable[str]:
+    """Yields what each rule whose template fits the whole key makes of it."""
+    for template, target in rules.items():
+        parts = re.split(r"\{(\w+)\}", template)
+        for i in range(1, len(parts), 2):
+            parts[i - 1] = re.escape(parts[i - 1])
+            parts[i] = f"(?P<{parts[i]}>{'|'.join(map(re.escape, names.get(parts[i], ()))) or '[^.]+'})"
+        parts[-1] = re.escape(parts[-1])
+        if match := re.fullmatch("".join(parts), key):
+            yield target.format(
+                **{name: names.get(name, {}).get(part, part) for name, part in match.groupdict().items()}
+            )
+
+
+def _fillings(state: State, role: Role) -> Iterable[tuple[str, torch.Tensor]]:
+    """Yields name and initial value of each dead parameter of the reference."""
+    for template, rule in role.dropped.items():
+        for ours, tensor in state.items():
+            for theirs in _translations(ours, {template: rule.key}, role.names):
+                yield theirs, torch.full((rule.times * len(tensor),), rule.value)
+
+
+def _listing(title: str, items: Iterable[str]) -> list[str]:
+    found = sorted(items)
+    return [f"{title} ({len(found)}): {', '.join(found)}"] if found else []

@@ -1,0 +1,85 @@
+"""Phantom data sets in the folder and file layout of a bundle's real data."""
+
+import importlib
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+def phantoms(
+    bundle: str,
+    output: str,
+    *,
+    cases: int = 8,
+    seed: int = 0,
+    shape: Sequence[int] | None = None,
+    spacing: Sequence[float] | None = None,
+) -> Path:
+    """Make a phantom data set for BUNDLE in the folder OUTPUT, laid out like the real data.
+
+    Case number i of a seed is the same patient, byte for byte, however many cases are made.
+
+    Args:
+        bundle: name of a bundle, for example vnet_atrial_mri.
+        output: data folder to create or to add to; files of the same name are replaced.
+        cases: number of cases.
+        seed: number that selects the data set.
+        shape: voxels along x, y, z, for example 160,160,44. Default: small, of the bundle's choice.
+        spacing: voxel size in mm along x, y, z, for example 2.5,2.5,1.25. Shape times spacing is the field of view.
+
+    Returns:
+        The data folder.
+
+    Raises:
+        ValueError: the bundle has no phantoms, or an argument is not positive or not three numbers.
+    """
+    recipe = _recipe(bundle)
+    grid = tuple(shape or recipe.SHAPE)
+    voxel = tuple(spacing or recipe.SPACING)
+    for name, values in (("shape", grid), ("spacing", voxel)):
+        if len(values) != 3 or min(values) <= 0:
+            raise ValueError(f"phantoms {bundle}: {name} must be three positive numbers (x,y,z), got {values}")
+    if cases < 1:
+        raise ValueError(f"phantoms {bundle}: cases must be at least 1, got {cases}")
+
+    root = Path(output)
+    for index in tqdm(range(cases), desc=f"{bundle} phantoms", unit="case"):
+        for name, volume in recipe.case(np.random.default_rng([seed, index]), shape=grid, spacing=voxel).items():
+            write_volume(root / name, volume, spacing=voxel)
+    logger.info("%d phantom cases in %s", cases, root)
+    return root
+
+
+def write_volume(path: Path, volume: NDArray[Any], *, spacing: Sequence[float]) -> None:
+    """Write a volume `(X, Y, Z)`, axes along LPS and origin at its centre, as the format of the suffix of `path`.
+
+    Folders are created; the file appears complete or not at all.
+    """
+    import itk
+
+    image = itk.image_from_array(np.ascontiguousarray(volume.T))
+    image.SetSpacing([float(s) for s in spacing])
+    image.SetOrigin([-(n - 1) / 2 * s for n, s in zip(volume.shape, spacing, strict=True)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder and not a temporary name: ITK chooses the format by the suffix.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+        partial = Path(scratch) / path.name
+        itk.imwrite(image, str(partial), compression=True)
+        partial.replace(path)
+
+
+def _recipe(bundle: str) -> Any:
+    """The module that draws the phantoms of `bundle`."""
+    recipes = Path(__file__).parent / "recipes"
+    known = sorted(p.parent.name for p in recipes.glob("*/phantoms.py"))
+    if bundle not in known:
+        raise ValueError(f"no phantoms for bundle {bundle!r}; there are phantoms for: {', '.join(known)}")
+    return importlib.import_module(f"tools.recipes.{bundle}.phantoms")
