@@ -155,7 +155,7 @@ from tools.benchmark import Row, Setting, measure
 
 def unit():
     return [sum(int(block[0]) for block in [numpy.ones(size, numpy.uint8) for _ in range(count)])
-            for count, size in ((30, 2**20), (1, 40 * 2**20))]
+            for count, size in ((1, 20 * 2**20), (30, 2**20), (1, 40 * 2**20))]
 
 setting = Setting(prepare=lambda: unit)
 row = Row(name="toy", unit="", settings={"plain": setting, "same": setting}, work=0)

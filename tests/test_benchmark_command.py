@@ -118,6 +118,11 @@ def test_baseline_must_exist_define_a_row_and_serve_one_bundle(double: Row, tmp_
         cli.attach({"toy": [double], "tow": [double]}, tmp_path / "other.py", CPU)
 
 
+def test_unknown_device_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'tpu': choose cpu or cuda"):
+        benchmark(device="tpu")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_cuda_device_is_an_error() -> None:
     with pytest.raises(ValueError, match="no CUDA device"):

@@ -13,6 +13,7 @@ VERBS = {
     "split": "divide a data folder into training and validation cases",
     "pack": "make the release zip of a bundle",
     "convert": "turn a reference checkpoint into a bundle's weights, and back",
+    "results": "write the JSON behind a figure, from the table of an evaluation",
     "benchmark": "measure speed and memory, beside another implementation if given",
 }
 

@@ -51,6 +51,8 @@ def benchmark(
         ValueError: If bundle, row, device or baseline are not what they should be.
         SystemExit: With code 1 if a row is void.
     """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device '{device}': choose cpu or cuda")
     target = torch.device(device)
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device '{device}': no CUDA device is available")

@@ -1,5 +1,5 @@
 # Identical in every bundle; python -m tools check compares the copies.
-"""Checks of the user's scans before any long work starts: every problem is named by case, file and rule, all at once."""
+"""Checks of the user's scans before any long work starts: every problem named by case, file and rule, all at once."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def check_cases(
         foreground: whether a label map must hold anything but 0.
 
     Raises:
-        InputError: when a split is empty, a case is in two splits, a file is missing or unreadable, a volume is not 3D or not
-            finite, an image and its label differ in shape or affine, or a label map holds other values or none.
+        InputError: when a split is empty, a case is in two splits, a file is missing or unreadable, a volume is not 3D
+            or not finite, an image and its label differ in shape or affine, or a label map holds other values or none.
     """
     problems = list(_problems_of_splits(splits, images))
     if problems:

@@ -41,8 +41,8 @@ def read_split(
 
     Args:
         dataset_dir: folder with one sub-folder per case.
-        split_file: JSON file with lists of case names under `training` and `validation`; without one, the sorted cases are
-            shuffled with `seed` and split.
+        split_file: JSON file with lists of case names under `training` and `validation`; without one, the sorted cases
+            are shuffled with `seed` and split.
         image: file name of the scans without suffix.
         label: file name of the label maps without suffix.
         validation: fraction of the cases for validation, when there is no file.

@@ -32,8 +32,8 @@ class MillimetreMetric(IgniteMetricHandler):
 def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[float]) -> dict[str, float]:
     """Scores of one mask against another.
 
-    Surfaces are the borders of the masks (6-neighbourhood); their distances are found once for all three surface scores.
-    Against an empty mask the overlap scores are 0 and the distances infinite; two empty masks give NaN.
+    Surfaces are the borders of the masks (6-neighbourhood); their distances are found once for all three surface
+    scores. Against an empty mask the overlap scores are 0 and the distances infinite; two empty masks give NaN.
 
     Args:
         prediction: `(H, W, D)`, non-zero is foreground.
@@ -41,8 +41,8 @@ def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[f
         spacing: size of a voxel in mm.
 
     Returns:
-        `dice`, `iou`, `precision`, `recall`, and in mm `hd` (Hausdorff distance), `hd95` (the larger of the two directed
-        95th percentiles) and `asd` (mean of the distances in both directions).
+        `dice`, `iou`, `precision`, `recall`, and in mm `hd` (Hausdorff distance), `hd95` (the larger of the two
+        directed 95th percentiles) and `asd` (mean of the distances in both directions).
     """
     found, true = prediction.bool(), label.bool()
     both, count, true_count = (int(mask.sum()) for mask in (found & true, found, true))
@@ -122,8 +122,8 @@ class CaseReport(_Table):
 class CaseScores(_Table):
     """What an evaluation found: one row per case with its `scores`, and a second CSV `<name>_summary.csv`.
 
-    The summary has mean, standard deviation, median, worst and best of each score over the cases where it is finite, and
-    their number. The means are also put into `engine.state.metrics`.
+    The summary has mean, standard deviation, median, worst and best of each score over the cases where it is finite,
+    and their number. The means are also put into `engine.state.metrics`.
 
     Args:
         path: the CSV of the cases.

@@ -19,8 +19,8 @@ def find_box(probability: torch.Tensor, *, threshold: float | None = 0.5) -> np.
 
     Args:
         probability: `(h, w, d)` in [0, 1].
-        threshold: least probability of atrium; only the largest connected component counts. `None` sums probabilities as
-            they are, which a soft background inflates to the whole volume: the reference implementation's rule.
+        threshold: least probability of atrium; only the largest connected component counts. `None` sums probabilities
+            as they are, which a soft background inflates to the whole volume: the reference implementation's rule.
 
     Returns:
         `(3, 2)` first and last plane per axis, or `None` when an axis has fewer than two such planes.

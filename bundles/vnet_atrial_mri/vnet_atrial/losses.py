@@ -39,8 +39,8 @@ class PositiveFocalLoss(nn.Module):
 class BoundaryLoss(nn.Module):
     """Mean of probability times level set, in voxels (Kervadec et al., MIDL 2019, equation 5).
 
-    `monai.losses.BoundaryLoss` computes the distance maps at every step; here they come with the batch, computed once per
-    case by `LevelSetd`.
+    `monai.losses.BoundaryLoss` computes the distance maps at every step; here they come with the batch, computed once
+    per case by `LevelSetd`.
     """
 
     def forward(self, logits: torch.Tensor, level_set: torch.Tensor) -> torch.Tensor:

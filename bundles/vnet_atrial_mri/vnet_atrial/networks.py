@@ -1,7 +1,7 @@
 """V-Net with optional attention, as published for left-atrium segmentation in LGE-MRI.
 
-The network differs from `monai.networks.nets.VNet`: half the widths, no normalisation, plain residual additions without a
-following activation, 5x5x5 kernels that may be dilated in the encoder, and a PReLU on the output logit.
+The network differs from `monai.networks.nets.VNet`: half the widths, no normalisation, plain residual additions
+without a following activation, 5x5x5 kernels that may be dilated in the encoder, and a PReLU on the output logit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers.factories import Norm
 from torch import nn
 
 __all__ = ["AttentionGate", "VNet"]
@@ -24,24 +23,30 @@ def _activation(name: str, channels: int) -> nn.Module:
     raise ValueError(f"act must be 'prelu' or 'elu', got {name!r}")
 
 
-def _conv_unit(channels: int, *, act: str, norm: str | None, dilation: int = 1) -> nn.Sequential:
-    """5x5x5 convolution that keeps size and width, optional normalisation, activation."""
-    layers = OrderedDict[str, nn.Module](
-        conv=nn.Conv3d(channels, channels, kernel_size=5, padding=2 * dilation, dilation=dilation)
-    )
-    if norm is not None:
-        layers["norm"] = Norm[norm, 3](channels, affine=True)
-    layers["act"] = _activation(act, channels)
-    return nn.Sequential(layers)
+def _conv_units(channels: int, count: int, *, act: str, dilation: int = 1) -> nn.Sequential:
+    """`count` times a 5x5x5 convolution that keeps size and width, and its activation."""
+
+    def unit() -> nn.Sequential:
+        conv = nn.Conv3d(channels, channels, kernel_size=5, padding=2 * dilation, dilation=dilation)
+        return nn.Sequential(OrderedDict(conv=conv, act=_activation(act, channels)))
+
+    return nn.Sequential(*(unit() for _ in range(count)))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier-normal weights and zero biases for convolutions; all other layers keep torch's own."""
+    if isinstance(module, nn.Conv3d):
+        nn.init.xavier_normal_(module.weight)
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # every convolution has one
 
 
 class AttentionGate(nn.Module):
     """Channel gate, then dilated spatial gate, each residual, and a residual around both.
 
-    For an input `x` of shape `(B, C, H, W, D)` the output is `x * (1 + (1 + c) * (1 + s))` with channel weights `c` of shape
-    `(B, C, 1, 1, 1)` and voxel weights `s` of shape `(B, 1, H, W, D)`, both in (0, 1). A sequential variant of the
-    bottleneck attention module (Park et al., BMVC 2018). In training mode the batch must hold two samples or more, because
-    the channel gate normalises over the batch.
+    For an input `x` of shape `(B, C, H, W, D)` the output is `x * (1 + (1 + c) * (1 + s))` with channel weights `c` of
+    shape `(B, C, 1, 1, 1)` and voxel weights `s` of shape `(B, 1, H, W, D)`, both in (0, 1). A sequential variant of
+    the bottleneck attention module (Park et al., BMVC 2018). In training mode the batch must hold two samples or more,
+    because the channel gate normalises over the batch.
 
     Args:
         channels: number of channels `C`, a multiple of `reduction`.
@@ -85,7 +90,9 @@ class _Stem(nn.Module):
 class _Down(nn.Module):
     """Halves the size, refines, attends, adds."""
 
-    def __init__(self, in_channels: int, channels: int, convs: nn.Sequential, *, act: str, attention: nn.Module) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, convs: nn.Sequential, *, act: str, attention: nn.Module
+    ) -> None:
         super().__init__()
         self.down = nn.Conv3d(in_channels, channels, kernel_size=2, stride=2)
         self.act = _activation(act, channels)
@@ -121,12 +128,10 @@ class VNet(nn.Module):
     Args:
         in_channels: channels of the input, a divisor of `channels[0]`.
         out_channels: channels of the logits.
-        channels: widths of the five levels.
+        channels: widths of the five levels, each twice the one before.
         convs: 5x5x5 convolutions of levels 2 to 5; the decoder mirrors them.
         dilation: dilation of the 5x5x5 convolutions of the encoder.
         act: `"prelu"` or `"elu"`, after every convolution.
-        norm: MONAI normalisation name, for example `"instance"`, before the activation of the 5x5x5 convolutions; the
-            published networks have none.
         attention: whether each encoder level ends in an `AttentionGate`.
         attention_reduction: see `AttentionGate`.
         attention_dilation: see `AttentionGate`.
@@ -141,14 +146,13 @@ class VNet(nn.Module):
         convs: Sequence[int] = (1, 1, 2, 2),
         dilation: int = 1,
         act: str = "prelu",
-        norm: str | None = None,
         attention: bool = False,
         attention_reduction: int = 4,
         attention_dilation: int = 4,
     ) -> None:
         super().__init__()
-        if len(channels) != len(convs) + 1:
-            raise ValueError(f"channels needs one value more than convs, got {channels} and {convs}")
+        if len(channels) != len(convs) + 1 or list(channels[1:]) != [2 * width for width in channels[:-1]]:
+            raise ValueError(f"channels needs one value more than convs, each twice the last: {channels}, {convs}")
         if channels[0] % in_channels:
             raise ValueError(f"channels[0] = {channels[0]} must be a multiple of in_channels = {in_channels}")
 
@@ -157,30 +161,21 @@ class VNet(nn.Module):
                 return nn.Identity()
             return AttentionGate(width, reduction=attention_reduction, dilation=attention_dilation)
 
-        def units(width: int, count: int, unit_dilation: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(_conv_unit(width, act=act, norm=norm, dilation=unit_dilation) for _ in range(count))
-            )
-
         stem = _Stem(in_channels, channels[0], dilation=dilation, act=act, attention=gate(channels[0]))
         self.encoder = nn.ModuleList([stem])
         self.decoder = nn.ModuleList()
         below = channels[-1]
         for width_in, width, count in zip(channels, channels[1:], convs, strict=False):
-            down = _Down(width_in, width, units(width, count, dilation), act=act, attention=gate(width))
-            self.encoder.append(down)
+            units = _conv_units(width, count, act=act, dilation=dilation)
+            self.encoder.append(_Down(width_in, width, units, act=act, attention=gate(width)))
         for width, count in zip(channels[:0:-1], convs[::-1], strict=True):
-            self.decoder.append(_Up(below, width, units(width, count, 1), act=act))
+            self.decoder.append(_Up(below, width, _conv_units(width, count, act=act), act=act))
             below = width
         self.head = nn.Sequential(
             OrderedDict(conv=nn.Conv3d(below, out_channels, kernel_size=1), act=_activation(act, out_channels))
         )
         self.divisor = 2 ** len(convs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.xavier_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.apply(_initialise)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Returns logits of shape `(B, out_channels, H, W, D)`; every size must be a multiple of 16 (five levels)."""

@@ -48,7 +48,8 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Returns `network` with the weights of `path`, a flat state dict that fits exactly.
 
     Raises:
-        InputError: when there is no such file, it is no flat state dict, or names or shapes differ (the message lists them).
+        InputError: when there is no such file, it is no flat state dict, or names or shapes differ (the message lists
+        them).
     """
     if not Path(path).is_file():
         raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
@@ -114,9 +115,9 @@ class BestModel:
 class TrainingState:
     """Handler for a trainer: saves the whole training state after every epoch and resumes from it.
 
-    Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its state.
-    Randomness is a function of `seed` and the epoch: a resumed run draws what the uninterrupted one would have drawn.
-    A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new run starts.
+    Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its
+    state. Randomness is a function of `seed` and the epoch: a resumed run draws what the uninterrupted one would have
+    drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new run starts.
 
     Args:
         path: the state file.

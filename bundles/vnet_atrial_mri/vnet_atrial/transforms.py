@@ -1,4 +1,4 @@
-"""Transforms that MONAI lacks: coarse-to-fine cropping, cached level sets, resampling that leaves other entries alone."""
+"""Transforms that MONAI lacks: coarse-to-fine cropping, level sets, resampling that leaves other entries alone."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ndimage, _ = optional_import("scipy.ndimage")
 class OwnKeysSpacingd(SpacingD):
     """`Spacingd` that sees its own keys only.
 
-    MONAI 1.6.1's updates every entry whose name starts with `image_`, and fails on the string `image_path` that MONAI Label
-    adds.
+    MONAI 1.6.1's updates every entry whose name starts with `image_`, and fails on the string `image_path` that MONAI
+    Label adds.
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
@@ -37,7 +37,8 @@ class OwnKeysSpacingd(SpacingD):
 class LocateAtriumd(MapTransform, InvertibleTransform):
     """Crops a patch of fixed size around the left atrium, found by a coarse network; invertible.
 
-    When the network finds no atrium the image stays whole, a warning names the file, and `meta["atrium_found"]` is False.
+    When the network finds no atrium the image stays whole, a warning names the file, and `meta["atrium_found"]` is
+    False.
 
     Args:
         keys: images `(1, H, W, D)`, at least as large as the patch.
@@ -53,7 +54,7 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
         keys: KeysCollection,
         locator: nn.Module,
         *,
-        coarse: Callable[[torch.Tensor], torch.Tensor],
+        coarse: Callable[[MetaTensor], MetaTensor],
         patch_size: Sequence[int],
         threshold: float = 0.5,
         device: torch.device | str = "cpu",
@@ -99,9 +100,9 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
 def level_set(mask: np.ndarray) -> np.ndarray:
     """Signed Euclidean distance to the boundary of `mask` in voxels, float32, negative inside.
 
-    Outside it is the distance to the nearest foreground voxel, inside minus the distance to the nearest background voxel
-    plus one, so that the foreground's border is 0 and its outer neighbours are 1. Zero everywhere when the mask is empty or
-    full (Kervadec et al., MIDL 2019; the reference implementation).
+    Outside it is the distance to the nearest foreground voxel, inside minus the distance to the nearest background
+    voxel plus one, so that the foreground's border is 0 and its outer neighbours are 1. Zero everywhere when the mask
+    is empty or full (Kervadec et al., MIDL 2019).
 
     Args:
         mask: `(H, W, D)`, non-zero is foreground.
@@ -111,10 +112,8 @@ def level_set(mask: np.ndarray) -> np.ndarray:
     if not inside.any() or inside.all():
         return phi
     phi += _distance(~inside)
-    box = tuple(
-        slice(max(0, int(index.min()) - 1), int(index.max()) + 2)
-        for index in (inside.any(axis=(1, 2)).nonzero()[0], inside.any((0, 2)).nonzero()[0], inside.any((0, 1)).nonzero()[0])
-    )
+    (tight,) = ndimage.find_objects(inside.astype(np.uint8))
+    box = tuple(slice(max(0, extent.start - 1), extent.stop + 1) for extent in tight)
     phi[box] -= np.maximum(_distance(inside[box]) - 1, 0)
     return phi
 
@@ -139,7 +138,9 @@ class LevelSetd(MapTransform):
         dtype: `torch.int16` truncates toward zero as the reference does, a floating type keeps fractions.
     """
 
-    def __init__(self, keys: KeysCollection, *, output_key: str = "level_set", dtype: torch.dtype = torch.int16) -> None:
+    def __init__(
+        self, keys: KeysCollection, *, output_key: str = "level_set", dtype: torch.dtype = torch.int16
+    ) -> None:
         super().__init__(keys)
         self.output_key = output_key
         self.dtype = dtype

@@ -1,0 +1,23 @@
+# Every target works on a fresh machine with Python >= 3.10; the logic lives in tools/.
+PYTHON ?= python3
+BUNDLE ?= vnet_atrial_mri
+PY := .venv/bin/python
+
+.PHONY: setup demo test check bench
+setup: .venv/run.done
+demo: setup
+	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
+test: check
+	$(PY) -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
+check: .venv/test.done
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check
+bench: setup
+	$(PY) -m tools benchmark --bundle $(BUNDLE) $(ARGS)
+
+# torch first: the machine decides between its CPU and its GPU build.
+.venv/%.done: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
+	$(PY) -m pip install --quiet torch==2.13.0
+	$(PY) -m pip install --quiet --group $*
+	touch $@

@@ -1,0 +1,76 @@
+"""The JSON behind a figure: what was run, with what, on which cases, and what came out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools import REPO
+from tools.benchmark.report import environment
+from tools.files import replacing
+
+logger = logging.getLogger(__name__)
+
+
+def results(
+    bundle: str,
+    metrics: str,
+    *,
+    name: str,
+    commands: list[str],
+    split: str | None = None,
+    seed: int | None = None,
+    note: str = "",
+) -> Path:
+    """Write `bundles/BUNDLE/docs/results_NAME.json` from the table METRICS of an evaluation.
+
+    Args:
+        bundle: name of a bundle.
+        metrics: CSV with one row per case that `evaluate.yaml` wrote; its summary lies beside it.
+        name: what tells this result from others, for example `crops48_reduced`.
+        commands: the commands that led to the table, in order, as typed from the repository's root.
+        split: split file, as given to the commands.
+        seed: seed of the training.
+        note: what a reader must know, for example what the data leak.
+
+    Raises:
+        FileNotFoundError: when METRICS, its summary or the split file does not exist.
+    """
+    table = Path(metrics)
+    summary = table.with_name(f"{table.stem}_summary.csv")
+    record: dict[str, Any] = {
+        "commands": commands,
+        "note": note,
+        "seed": seed,
+        "split": None if split is None else json.loads(Path(split).read_text()),
+        "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "summary": {row.pop("score"): _numbers(row) for row in _read(summary)},
+        "cases": [_numbers(row) for row in _read(table)],
+    }
+    path = REPO / "bundles" / bundle / "docs" / f"results_{name}.json"
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+    logger.info("%s: %d cases", path, len(record["cases"]))
+    return path
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _numbers(row: dict[str, str]) -> dict[str, Any]:
+    """Turns what looks like a number into one, rounded to six significant digits."""
+
+    def convert(text: str) -> Any:
+        try:
+            return float(f"{float(text):.6g}")
+        except ValueError:
+            return text
+
+    return {key: convert(text) for key, text in row.items()}
