@@ -42,7 +42,11 @@ def double() -> Row:
     inputs = torch.tensor([1.0, 2.0, 3.0])
     plain = Setting(prepare=lambda: lambda: {"sum": inputs * 2})
     return Row(
-        name="double", unit="3 numbers", settings={"plain": plain}, state_dict={"weight": torch.ones(1)}, inputs=inputs
+        name="double",
+        unit="3 numbers",
+        settings={"plain": plain},
+        state_dict=lambda: {"weight": torch.ones(1)},
+        inputs=lambda: inputs,
     )
 
 

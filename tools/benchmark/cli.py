@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from tools import BUNDLES
 from tools.benchmark.measurement import measure
 from tools.benchmark.report import environment, table, write_json
-from tools.benchmark.row import Baseline, Row, Setting
+from tools.benchmark.row import Baseline, Row, Setting, Work
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -141,7 +140,9 @@ def attach(rows: Mapping[str, Sequence[Row]], path: Path, device: torch.device) 
 
 
 def _with_baseline(row: Row, function: Baseline, device: torch.device) -> Row:
-    prepare = partial(function, row.state_dict, row.inputs, device)
+    def prepare() -> Work:
+        return function(row.state_dict(), row.inputs(), device)
+
     setting = Setting(prepare=prepare, atol=row.atol, rtol=row.rtol)
     return dataclasses.replace(row, settings={**row.settings, "baseline": setting})
 

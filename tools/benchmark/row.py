@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -47,8 +47,9 @@ class Row:
         name: Identifier, also the name of the function that a baseline file may define.
         unit: What one unit of work is, for the reader of the table ("step on 2 x 112x112x80 voxels").
         settings: Ways of doing the work by name; `plain` is the yardstick of parity, and of speed without a baseline.
-        state_dict: Weights under the key names of the method's reference code, for a baseline.
-        inputs: The inputs of the settings, for a baseline.
+        state_dict: Makes the weights under the key names of the method's reference code, for a baseline.
+        inputs: Makes the inputs of the settings, for a baseline. It is called in every preparation: large inputs are
+            cached, so that no setting is charged with their memory.
         atol: Absolute tolerance of the outputs of a baseline against those of `plain`.
         rtol: Relative tolerance of a baseline.
         work: Floating-point operations of one unit. `None` counts them on `plain` (those of matrix products and
@@ -61,8 +62,8 @@ class Row:
     name: str
     unit: str
     settings: Mapping[str, Setting]
-    state_dict: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    inputs: Any = None
+    state_dict: Callable[[], Mapping[str, torch.Tensor]] = dict
+    inputs: Callable[[], Any] = dict
     atol: float = 1e-5
     rtol: float = 1e-4
     work: int | None = None

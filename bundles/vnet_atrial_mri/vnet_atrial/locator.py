@@ -40,6 +40,7 @@ def find_box(probability: torch.Tensor, *, threshold: float | None = 0.5) -> np.
 def patch_start(
     box: np.ndarray,
     coarse_affine: torch.Tensor,
+    *,
     affine: torch.Tensor,
     patch_size: Sequence[int],
     shape: Sequence[int],

@@ -117,7 +117,8 @@ class TrainingState:
 
     Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its
     state. Randomness is a function of `seed` and the epoch: a resumed run draws what the uninterrupted one would have
-    drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new run starts.
+    drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new run starts;
+    that of a run on another number of cases is set aside as `<name>_previous.pt`.
 
     Args:
         path: the state file.
@@ -143,7 +144,7 @@ class TrainingState:
         return self.objects | {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
 
     def restore(self, engine: Engine) -> None:
-        """Loads the state file if there is one of an unfinished run."""
+        """Loads the state file if there is one of an unfinished run on as many cases."""
         if not self.path.is_file():
             return
         state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -151,6 +152,12 @@ class TrainingState:
         max_epochs = engine.state.max_epochs
         if epoch >= max_epochs:
             logger.info("%s: that run is finished after %d epochs, a new one starts", self.path, epoch)
+            return
+        if state["trainer"]["epoch_length"] != engine.state.epoch_length:
+            kept = self.path.replace(self.path.with_name(f"{self.path.stem}_previous.pt"))
+            logger.warning(
+                "%s is of a run on another number of cases: a new run starts, it is kept as %s", self.path, kept
+            )
             return
         Checkpoint.load_objects(to_load=self._all_objects(engine), checkpoint=state)
         engine.state.max_epochs = max_epochs

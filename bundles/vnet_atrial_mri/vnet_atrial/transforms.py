@@ -11,9 +11,10 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Crop, InvertibleTransform, MapTransform, SpacingD
-from monai.utils import optional_import
+from monai.utils import convert_to_dst_type, optional_import
 from torch import nn
 
+from .cases import InputError
 from .locator import find_box, patch_start
 
 __all__ = ["LevelSetd", "LocateAtriumd", "OwnKeysSpacingd", "level_set"]
@@ -46,6 +47,7 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
         coarse: transform from the image to the network's input; must keep track of the affine.
         patch_size: size of the crop in voxels.
         threshold: least probability of atrium.
+        required: whether a missing atrium is an error.
         device: where the network runs.
     """
 
@@ -57,6 +59,7 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
         coarse: Callable[[MetaTensor], MetaTensor],
         patch_size: Sequence[int],
         threshold: float = 0.5,
+        required: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(keys)
@@ -64,6 +67,7 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
         self.coarse = coarse
         self.patch_size = tuple(patch_size)
         self.threshold = threshold
+        self.required = required
         self.device = device
         self.crop = Crop()
 
@@ -83,10 +87,14 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
             probability = self.probability(image)
             box = find_box(probability[0].as_tensor(), threshold=self.threshold)
             if box is None:
-                logger.warning("%s: no left atrium found, the whole volume is segmented", image.meta["filename_or_obj"])
+                name = image.meta.get("filename_or_obj", "scan")
+                if self.required:
+                    raise InputError([(str(d.get("case", "")), str(name), "the locator finds no left atrium in it")])
+                logger.warning("%s: no left atrium found, the whole volume is segmented", name)
                 slices = [slice(0, size) for size in image.shape[1:]]
             else:
-                start = patch_start(box, probability.affine, image.affine, self.patch_size, image.shape[1:])
+                grid = {"affine": image.affine, "patch_size": self.patch_size, "shape": image.shape[1:]}
+                start = patch_start(box, probability.affine, **grid)
                 slices = [slice(a, a + size) for a, size in zip(start, self.patch_size, strict=True)]
             d[key] = self.crop(image, slices=slices)
             d[key].meta["atrium_found"] = box is not None
@@ -149,6 +157,6 @@ class LevelSetd(MapTransform):
         """Returns `data` with the level set added."""
         d = dict(data)
         for key in self.key_iterator(d):
-            phi = torch.from_numpy(level_set(d[key][0].numpy())).to(self.dtype)[None]
-            d[self.output_key] = MetaTensor(phi, affine=d[key].affine)
+            phi = torch.from_numpy(level_set(d[key][0].numpy()))[None]
+            d[self.output_key] = convert_to_dst_type(phi, d[key], dtype=self.dtype)[0]
         return d

@@ -1,0 +1,113 @@
+"""What the tests share: the bundles, their workflows at a small size, phantom scans, random weights, real scans."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tools import BUNDLES, REPO
+
+# Before torch is imported: one thread is repeatable, and at these sizes as fast as many.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
+
+NamedPath = Callable[[str], Path]
+
+
+@cache
+def recipe(bundle: str) -> dict[str, Any]:
+    """Content of the bundle's `small.yaml`."""
+    content: dict[str, Any] = yaml.safe_load(
+        (REPO / "tools/recipes" / bundle / "small.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def small(bundle: str, workflow: str) -> dict[str, Any]:
+    """Overrides that let a workflow end within seconds."""
+    return dict(recipe(bundle)["workflows"][workflow]["overrides"])
+
+
+def config_files(bundle: str, workflow: str) -> list[str]:
+    """Paths of the config files that make up a workflow, in the order of merging."""
+    stems = recipe(bundle)["workflows"][workflow]["files"]
+    return [str(REPO / "bundles" / bundle / "configs" / f"{stem}.yaml") for stem in stems]
+
+
+def workflows(bundle: str) -> list[str]:
+    """Names of the workflows of a bundle: `train`, `evaluate`, `inference` and one or more for each overlay."""
+    return list(recipe(bundle)["workflows"])
+
+
+def package(bundle: str) -> str:
+    """Name of the bundle's Python package."""
+    (init,) = (REPO / "bundles" / bundle).glob("*/__init__.py")
+    return init.parent.name
+
+
+NAMES = [bundle.name for bundle in BUNDLES]
+each_bundle = pytest.mark.parametrize("bundle", NAMES)
+each_workflow = pytest.mark.parametrize(
+    ("bundle", "workflow"), [(name, flow) for name in NAMES for flow in workflows(name)]
+)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
+    """Data folder of five small phantom cases in the layout of a bundle's real data; read only."""
+
+    @cache
+    def folder(bundle: str) -> Path:
+        from tools.phantoms import phantoms as make
+
+        return make(bundle, str(tmp_path_factory.mktemp(f"{bundle}_phantoms")), cases=5, **recipe(bundle)["phantoms"])
+
+    return folder
+
+
+def random_weights(bundle: str, target: Path, **overrides: Any) -> Path:
+    """Fills a `ckpt_dir` with random weights for every network of a bundle and what else runs look for in it."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    for name, network in recipe(bundle)["weights"].items():
+        torch.manual_seed(0)
+        parser = ConfigParser(ConfigParser.load_config_file(REPO / "bundles" / bundle / "configs/inference.yaml"))
+        parser.update(overrides)
+        torch.save(parser.get_parsed_content(network).state_dict(), target / name)
+    for name, value in recipe(bundle).get("values", {}).items():
+        (target / name).write_text(json.dumps(value), encoding="utf-8")
+    return target
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
+    """`ckpt_dir` with random weights of a bundle; read only."""
+    return cache(lambda bundle: random_weights(bundle, tmp_path_factory.mktemp(f"{bundle}_weights")))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
+    """`ckpt_dir` with random weights for the `tiny` networks of a bundle; read only."""
+    return cache(
+        lambda bundle: random_weights(bundle, tmp_path_factory.mktemp(f"{bundle}_tiny"), **recipe(bundle)["tiny"])
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real scans, given by the environment variable BUNDLE_DATA."""
+    folder = os.environ.get("BUNDLE_DATA")
+    if not folder:
+        pytest.skip("needs real scans: set BUNDLE_DATA to the folder that holds them")
+    if not Path(folder).is_dir():
+        pytest.skip(f"needs real scans: BUNDLE_DATA={folder} is no folder")
+    return Path(folder)

@@ -1,0 +1,200 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from tools import BUNDLES, REPO
+from tools.demo import Stage, demo, link_cases, prepare_data, read_metrics, run, stages, table, write_results
+from tools.picture import Case
+
+RECIPES = {folder: REPO / "tools/recipes" / folder.name / "demo.yaml" for folder in BUNDLES}
+DEMOS = [pytest.param(folder, id=folder.name) for folder, file in RECIPES.items() if file.is_file()]
+PLACES = {"data": "D", "split": "S.json", "unseen": "U", "unseen_split": "V.json", "output": "O"}
+
+
+def recipe_of(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(RECIPES[folder].read_text())
+    return content
+
+
+def option(stage: Stage, name: str) -> str:
+    return stage.command[stage.command.index(f"--{name}") + 1]
+
+
+@pytest.mark.parametrize("folder", DEMOS)
+@pytest.mark.parametrize("scenario", ["phantoms", "data"])
+def test_commands_name_existing_configs_and_ids_and_filled_places(folder: Path, scenario: str) -> None:
+    recipe = recipe_of(folder)
+    for stage in stages(recipe, folder, places=PLACES, scenario=recipe[scenario], overrides={}):
+        assert stage.command[:4] == [sys.executable, "-m", "monai.bundle", "run"]
+        files = yaml.safe_load(option(stage, "config_file"))
+        texts = [(REPO / file).read_text() for file in ([files] if isinstance(files, str) else files)]
+        assert any(f"\n{stage.command[4]}:" in text for text in texts)
+        assert not any("{" in word for word in stage.command)
+
+
+def test_settings_of_the_user_win_and_reach_every_command() -> None:
+    recipe = {
+        "stages": [
+            {
+                "name": "one",
+                "title": "t",
+                "run": "training",
+                "config": ["a.yaml"],
+                "settings": {"dataset_dir": "{data}"},
+            },
+            {"name": "two", "title": "t", "run": "r", "config": ["a.yaml", "b.yaml"], "settings": {"x": "{output}/x"}},
+        ]
+    }
+    scenario = {"config": ["c.yaml"], "settings": {"size": [2, 2.5], "epochs": 3}, "stages": {"two": {"epochs": 4}}}
+    folder = Path.cwd() / "bundles/b"
+    one, two = stages(recipe, folder, places=PLACES, scenario=scenario, overrides={"size": [1, 1], "on": True})
+    assert one.command[4:] == [
+        "training", "--config_file", "['bundles/b/configs/a.yaml','bundles/b/configs/c.yaml']",
+        "--dataset_dir", "D", "--size", "[1,1]", "--epochs", "3", "--on", "True",
+    ]  # fmt: skip
+    assert (option(two, "epochs"), option(two, "x")) == ("4", "O/x")
+    assert """ --config_file "['bundles/b/configs/a.yaml',""" in two.shown()
+
+
+def test_stage_is_left_out_where_the_settings_say_so() -> None:
+    folder = next(folder for folder in BUNDLES if folder.name == "vnet_atrial_mri")
+    recipe = recipe_of(folder)
+    every, three = (
+        stages(recipe, folder, places=PLACES, scenario=recipe["data"], overrides=o) for o in ({}, {"locate": False})
+    )
+    assert [stage.title for stage in every[1:]] == [stage.title for stage in three]
+    assert all(option(stage, "locate") == "False" for stage in three)
+
+
+def python(code: str, title: str = "a step") -> Stage:
+    return Stage(title, [sys.executable, "-c", code])
+
+
+def test_failure_names_the_stage_and_its_command_and_stops(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    plan = [python("1"), python("raise SystemExit(3)", "the second"), python(f"open({str(late)!r}, 'w')")]
+    with pytest.raises(SystemExit) as caught:
+        run(plan, tmp_path / "progress.json")
+    assert "Stage 2 of 3 (the second) failed with exit code 3" in str(caught.value)
+    assert str(caught.value).endswith(plan[1].shown())
+    assert not late.exists()
+
+
+def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tmp_path: Path) -> None:
+    trace, gate, progress = tmp_path / "trace", tmp_path / "gate", tmp_path / "progress.json"
+
+    def write(letter: str) -> Stage:
+        return python(f"open({str(trace)!r}, 'a').write({letter!r})")
+
+    door = python(f"import os, sys; sys.exit(not os.path.exists({str(gate)!r}))")
+    plan = [write("a"), door, write("b")]
+    with pytest.raises(SystemExit):
+        run(plan, progress)
+    with pytest.raises(SystemExit):
+        run(plan, progress)
+    assert trace.read_text() == "a"
+    with pytest.raises(SystemExit):
+        run([write("c"), *plan[1:]], progress)
+    assert trace.read_text() == "ac"
+    gate.touch()
+    run(plan, progress)
+    assert trace.read_text() == "acab"
+    assert not progress.exists()
+    run(plan, progress)
+    assert trace.read_text() == "acabab"
+
+
+def test_table_has_a_row_per_case_and_means_of_finite_scores() -> None:
+    metrics = [
+        {"case": "long name", "found": "True", "dice": "0.5", "hd": "2.0"},
+        {"case": "b", "found": "False", "dice": "0.25", "hd": "inf"},
+    ]
+    header, _, first, second, _, means = (line.split() for line in table(metrics).splitlines())
+    assert header == ["case", "found", "dice", "hd"]
+    assert first == ["long", "name", "True", "0.500", "2.000"]
+    assert second == ["b", "False", "0.250", "inf"]
+    assert means == ["mean", "0.375", "2.000"]
+    assert len({len(line) for line in table(metrics).splitlines()}) == 1
+
+
+def test_links_hold_the_chosen_cases_only(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name in ("a/scan", "b/scan"):
+        (source / name).parent.mkdir(parents=True)
+        (source / name).touch()
+    (source / "c.nii.gz").touch()
+    link_cases(source, ["a"], target)
+    assert (target / "a/scan").is_file()
+    link_cases(source, ["b", "c"], target)
+    assert sorted(path.name for path in target.iterdir()) == ["b", "c.nii.gz"]
+    assert (source / "a/scan").is_file()
+
+
+def test_own_data_are_divided_and_the_held_out_cases_are_the_unseen_ones(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    places = prepare_data("any", {}, data=str(tmp_path / "data"), output=tmp_path / "out")
+    chosen = json.loads(Path(places["split"]).read_text())
+    unseen = json.loads(Path(places["unseen_split"]).read_text())
+    assert len(chosen["training"]) == 8
+    assert unseen == {"training": [], "validation": chosen["validation"]}
+    assert sorted(path.name for path in Path(places["unseen"]).iterdir()) == chosen["validation"]
+
+
+def test_results_show_the_median_and_the_worst_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Case] = []
+
+    def remember(cases: list[Case], path: Path, *, title: str) -> Path:
+        shown.extend(cases)
+        return path
+
+    monkeypatch.setattr("tools.demo.overview", remember)
+    for case in "abc":
+        (tmp_path / case).mkdir()
+        for name in ("scan.nrrd", "mask.nii.gz", "found.nii.gz"):
+            (tmp_path / case / name).touch()
+    parts = {"image": "scan", "reference": "mask", "prediction": "found"}
+    recipe = {
+        "metrics": "{output}/run/metrics.csv",
+        "files": {part: f"{{output}}/{{case}}/{stem}.*" for part, stem in parts.items()},
+    }
+    source = tmp_path / "run/metrics.csv"
+    source.parent.mkdir()
+    source.write_text("case,dice\na,0.9\nb,0.2\nc,0.5\n")
+    places = {**PLACES, "output": str(tmp_path)}
+    results, picture = write_results(read_metrics(source), recipe, places=places, title="t")
+    assert [case.name for case in shown] == ["median case, c", "worst case, b"]
+    assert shown[1][1:] == tuple(tmp_path / "b" / name for name in ("scan.nrrd", "mask.nii.gz", "found.nii.gz"))
+    assert results.read_text() == source.read_text()
+    assert picture == tmp_path / "overview.png"
+    (tmp_path / "b/found.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"b/found\.\*"):
+        write_results(read_metrics(source), recipe, places=places, title="t")
+
+
+def test_unknown_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no demo for bundle 'vnet'; there are demos for: .*vnet_atrial_mri"):
+        demo("vnet", output=str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", DEMOS)
+def test_demo_on_phantoms_reaches_its_dice_in_time(folder: Path, tmp_path: Path) -> None:
+    start, before = time.monotonic(), os.times()
+    command = [sys.executable, "-m", "tools", "demo", folder.name, "--output", str(tmp_path)]
+    subprocess.run(command, cwd=REPO, check=True)
+    spent = os.times()
+    metrics = read_metrics(tmp_path / "metrics.csv")
+    assert np.mean([float(row["dice"]) for row in metrics]) >= 0.85
+    assert imread(tmp_path / "overview.png").shape[1] > 1000
+    busy = spent.children_user - before.children_user + spent.children_system - before.children_system
+    assert min(time.monotonic() - start, busy) <= 360, "six minutes on two idle cores"

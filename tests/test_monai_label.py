@@ -1,0 +1,150 @@
+"""Reading a bundle the way MONAI Label 0.8.5 does: one config file, a few ids, one path per case."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import itk
+import monai.bundle
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, LoadImaged, SaveImaged
+
+from tests.conftest import NamedPath, each_bundle, small
+from tools import REPO
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+@pytest.fixture
+def installed(bundle: str, weights: NamedPath, tmp_path: Path) -> Path:
+    """A bundle with weights, copied to where MONAI Label keeps its models."""
+    ignored = shutil.ignore_patterns("models", "eval", "cache", "__pycache__")
+    copy = Path(shutil.copytree(REPO / "bundles" / bundle, tmp_path / "model" / bundle, ignore=ignored))
+    shutil.copytree(weights(bundle), copy / "models")
+    return copy
+
+
+@pytest.fixture
+def studies(bundle: str, phantoms: NamedPath, tmp_path: Path) -> list[dict[str, str]]:
+    """The phantoms as NIfTI, the usual format of a study folder, listed as MONAI Label's datastore does."""
+    data = Path(shutil.copytree(phantoms(bundle), tmp_path / "studies"))
+    for path in data.rglob("*.nrrd"):
+        itk.imwrite(itk.imread(str(path)), str(path.with_suffix(".nii.gz")))
+        path.unlink()
+    parser = ConfigParser()
+    parser.read_config(str(REPO / "bundles" / bundle / "configs/train.yaml"))
+    parser.update({**small(bundle, "train"), "dataset_dir": str(data)})
+    found = parser.get_parsed_content("train#dataset#data") + parser.get_parsed_content("validate#dataset#data")
+    return [{"image": case["image"], "label": case["label"]} for case in found]
+
+
+def open_inference(folder: Path) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(folder / "configs/inference.yaml"))
+    parser.update({**small(folder.name, "inference"), "bundle_root": str(folder), "device": "cpu"})
+    return parser
+
+
+def open_network(parser: ConfigParser, folder: Path) -> torch.nn.Module:
+    """The network with the weights of the shortest name."""
+    file = min((folder / "models").glob("*.pt"), key=lambda path: len(path.name))
+    assert file.name == "model.pt"
+    network: torch.nn.Module = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return network.eval()
+
+
+def infer(parser: ConfigParser, network: Network, image: str) -> MetaTensor:
+    """Preprocessing, inferer and postprocessing as in MONAI Label: its extra entries, nothing saved."""
+    data: Any = {"model": "any", "device": "cpu", "image": image, "image_path": image}
+    for transform in parser.get_parsed_content("preprocessing").transforms:
+        if isinstance(transform, LoadImaged):
+            transform._loader.image_only = False
+        data = transform(data)
+    with torch.no_grad():
+        data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network)[0]
+    for transform in parser.get_parsed_content("postprocessing").transforms:
+        if not isinstance(transform, SaveImaged):
+            data = transform(data)
+    prediction: MetaTensor = data["pred"]
+    return prediction
+
+
+def noise(network: torch.nn.Module) -> Network:
+    """A network of the same output shape whose logits take every sign and order in many places."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return 100 * torch.randn_like(network(x))
+
+    return forward
+
+
+def channel_def(folder: Path) -> set[int]:
+    """Label values that MONAI Label shows, from the metadata."""
+    formats = json.loads((folder / "configs/metadata.json").read_text())["network_data_format"]
+    assert next(iter(formats["inputs"])) == "image"
+    assert next(iter(formats["outputs"])) == "pred"
+    return {int(value) for value in formats["outputs"]["pred"]["channel_def"]}
+
+
+@each_bundle
+def test_prediction_fits_the_scan(bundle: str, installed: Path, studies: list[dict[str, str]]) -> None:
+    """Whatever the network says, the label map has the scan's own grid, a type that can be written and known values."""
+    torch.manual_seed(0)
+    image = studies[0]["image"]
+    scan = LoadImage(image_only=True, ensure_channel_first=True)(image)
+    parser = open_inference(installed)
+    network = open_network(parser, installed)
+    for answer in (network, noise(network)):
+        prediction = infer(parser, answer, image)
+        assert prediction.dtype in (torch.uint8, torch.float32)
+        assert prediction.shape == (1, *scan.shape[1:])
+        torch.testing.assert_close(prediction.affine, scan.affine)
+        assert set(prediction.unique().tolist()) <= channel_def(installed)
+    assert set(prediction.unique().tolist()) == channel_def(installed)
+
+
+@each_bundle
+def test_training_on_the_users_cases(
+    bundle: str, installed: Path, studies: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids that MONAI Label sets suffice: it gives cases but no dataset_dir, and starts from the present weights."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = torch.load(installed / "models/model.pt", weights_only=True)
+    config = str(installed / "configs/train.yaml")
+    loader = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(installed / "models/model.pt"),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    monai.bundle.run(
+        run_id="run",
+        init_id=None,
+        final_id=None,
+        meta_file=str(installed / "configs/metadata.json"),
+        config_file=config,
+        **{
+            **small(bundle, "train"),
+            "bundle_root": str(installed),
+            "train#trainer#max_epochs": 1,
+            "train#dataset#data": studies[:-1],
+            "validate#dataset#data": studies[-1:],
+            "device": "cpu",
+            "train#handlers": [loader, *ConfigParser.load_config_file(config)["train"]["handlers"]],
+        },
+    )
+    after = torch.load(installed / "models/model.pt", weights_only=True)
+    assert after.keys() == before.keys()
+    name = max(before, key=lambda key: before[key].numel())
+    assert not torch.equal(after[name], before[name])
+    likeness = torch.nn.functional.cosine_similarity(after[name].flatten(), before[name].flatten(), dim=0)
+    assert likeness > 0.9, "training did not start from the weights in models/model.pt"
