@@ -101,10 +101,15 @@ def test_flops_of_convolution() -> None:
     assert flops == 2 * (6 * 7 * 8) * 4 * 2 * 3**3
 
 
-def test_peak_is_that_of_the_best_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([9.0, 0.4, 0.25, 0.5])  # the first is warm-up
+@pytest.mark.parametrize(
+    ("best", "rate"), [((0.25, 1.0), 2 * 2048**3 / 0.25), ((0.5, 0.25), 2 * 64 * 64 * 5**3 * 32**3 / 0.25)]
+)
+def test_peak_is_that_of_the_best_product_or_convolution(
+    monkeypatch: pytest.MonkeyPatch, best: tuple[float, float], rate: float
+) -> None:
+    seconds = iter([slow for fast in best for slow in (0.1, fast + 0.5, fast, fast + 0.5)])  # the first is warm-up
     monkeypatch.setattr(meters, "timed", lambda work, device: Time(next(seconds), 0.0))
-    assert peak_flops.__wrapped__(CPU, torch.float32, threads=1) == 2 * 2048**3 / 0.25
+    assert peak_flops.__wrapped__(CPU, torch.float32, threads=1) == rate
 
 
 def test_floor_share_is_the_rate_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:

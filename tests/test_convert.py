@@ -133,14 +133,14 @@ def test_convert_writes_the_file_of_the_role(repo: Path, theirs: dict[str, torch
     written = convert(BUNDLE, str(repo / "in.pt"))
     assert Path(written) == repo / "bundles" / BUNDLE / "models" / "model.pt"
     assert torch.load(written, weights_only=True)["0.bias"].tolist() == [1, 2]
-    back = convert(BUNDLE, written, str(repo / "back.pt"), reverse=True)
+    back = convert(BUNDLE, written, output=str(repo / "back.pt"), reverse=True)
     assert same(torch.load(back, weights_only=True), theirs)
     assert sorted(path.name for path in Path(written).parent.iterdir()) == ["model.pt"]
 
 
 def test_convert_writes_the_same_bytes_under_any_name(repo: Path, theirs: dict[str, torch.Tensor]) -> None:
     torch.save(theirs, repo / "in.pt")
-    first, second = (Path(convert(BUNDLE, str(repo / "in.pt"), str(repo / name))) for name in ("a.pt", "other.pt"))
+    first, second = (Path(convert(BUNDLE, str(repo / "in.pt"), output=str(repo / name))) for name in ("a.pt", "other.pt"))
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -252,8 +252,8 @@ def three_steps(forward: Callable[[], torch.Tensor], parameters: list[torch.Tens
 
 @pytest.mark.parametrize(("variant", "share"), [("base", 1.0), ("attn", 0.7)])
 def test_three_steps_of_adam(variant: str, share: float) -> None:
-    """Forward, backward and loss together equal the reference's, restated, in double precision."""
-    image = torch.from_numpy(np.random.RandomState(7).standard_normal((2, 1, 16, 32, 16)))
+    """Forward, backward and loss together equal the reference's, restated."""
+    image = torch.from_numpy(np.random.RandomState(7).standard_normal((2, 1, 16, 32, 16)).astype(np.float32))
     label = torch.from_numpy(np.stack([ellipsoid((16, 32, 16), c, (4, 9, 5))[None] for c in ((8, 14, 7), (6, 20, 9))]))
     phi = torch.stack([LevelSetd("label")({"label": mask})["level_set"] for mask in label])
 
@@ -263,14 +263,14 @@ def test_three_steps_of_adam(variant: str, share: float) -> None:
         return share * dice + (1 - share) * (p * phi).mean()
 
     theirs = reference_state(TABLE[variant]["state_dict"])
-    state = {name: value.double().requires_grad_() for name, value in theirs.items() if value.is_floating_point()}
+    state = {name: value.requires_grad_() for name, value in theirs.items() if value.is_floating_point()}
     restated = Restated(state)
     used = [value for name, value in state.items() if "running" not in name and "relu2" not in name]
 
     loss: HybridLoss = config("train", "reference", hybrid=True).get_parsed_content("loss")
     loss.set_region_weight(share)
-    net = weighted(variant).double().train()
-    target = torch.cat([swapped(label), swapped(phi)], dim=1).double()
+    net = weighted(variant).train()
+    target = torch.cat([swapped(label), swapped(phi)], dim=1).float()
     ours = three_steps(lambda: loss(net(swapped(image)), target), list(net.parameters()))
-    assert ours == pytest.approx(three_steps(their_loss, used), rel=1e-7)
+    assert ours == pytest.approx(three_steps(their_loss, used), rel=1e-5)
     assert ours[0] > ours[1] > ours[2]

@@ -128,7 +128,7 @@ class KeyMap:
 
 
 def convert(
-    bundle: str, checkpoint: str, output: str | None = None, *, network: str | None = None, reverse: bool = False
+    bundle: str, checkpoint: str, *, output: str | None = None, network: str | None = None, reverse: bool = False
 ) -> str:
     """Converts a checkpoint of the reference implementation into a plain state dict of ours.
 

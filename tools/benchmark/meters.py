@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.nn.functional import conv3d
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools.benchmark.row import Outputs, Work
@@ -48,9 +49,10 @@ def counted(work: Work) -> tuple[Outputs, int]:
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype, *, threads: int) -> float:
-    """Measure the best rate of a large matrix product: the floor under all arithmetic on this device.
+    """Measure the best rate of a large matrix product and a wide convolution: the floor under all arithmetic.
 
-    On CUDA, float32 products may use TF32 where the process lets convolutions do so.
+    On a CPU they come from different libraries, either of which may be the faster. On CUDA, float32 products may use
+    TF32 where the process lets convolutions do so.
 
     Args:
         device: Where to measure.
@@ -58,22 +60,31 @@ def peak_flops(device: torch.device, dtype: torch.dtype, *, threads: int) -> flo
         threads: Current number of CPU threads; a key of the cache.
 
     Returns:
-        Floating-point operations per second, best of at least three products and one second.
+        Floating-point operations per second, each the best of at least three units and one second.
     """
     del threads
     size = 8192 if device.type == "cuda" else 2048
     left, right = torch.rand(2, size, size, dtype=dtype, device=device)
+    volume = torch.rand(1, 64, 32, 32, 32, dtype=dtype, device=device)
+    kernels = torch.rand(64, 64, 5, 5, 5, dtype=dtype, device=device)
     products = torch.backends.cuda.matmul
     before = products.fp32_precision
     products.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     try:
-        timed(lambda: left @ right, device)
-        seconds: list[float] = []
-        while len(seconds) < 3 or sum(seconds) < 1:
-            seconds.append(timed(lambda: left @ right, device).wall)
+        product = 2 * size**3 / _fastest(lambda: left @ right, device)
+        convolution = 2 * kernels.numel() * 32**3 / _fastest(lambda: conv3d(volume, kernels, padding=2), device)
     finally:
         products.fp32_precision = before
-    return 2 * size**3 / min(seconds)
+    return max(product, convolution)
+
+
+def _fastest(work: Work, device: torch.device) -> float:
+    """Return the wall time of the fastest of at least three units and one second, after a warm-up."""
+    timed(work, device)
+    seconds: list[float] = []
+    while len(seconds) < 3 or sum(seconds) < 1:
+        seconds.append(timed(work, device).wall)
+    return min(seconds)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ _COLUMNS = (
 _LEGEND = """\
 median, quartiles: wall time of one unit. speed-up: against `baseline` where there is one, else against `plain`.
 memory: peak of one unit, the setting's own weights and caches included. CPU time: all cores and child processes.
-of floor: time the same arithmetic takes as one large matrix product on this device, over the median.
+of floor: time the same arithmetic takes as a large matrix product or convolution on this device, over the median.
 deviation: largest absolute difference of the outputs from those of `plain`.
 """
 

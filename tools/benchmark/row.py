@@ -27,7 +27,7 @@ class Setting:
             left set would leak into the others.
         atol: Absolute tolerance of the outputs against those of the setting `plain`.
         rtol: Relative tolerance, as a share of the magnitude of the output of `plain`.
-        dtype: Type of the bulk of the arithmetic; its matrix product sets the floor.
+        dtype: Type of the bulk of the arithmetic; its largest products and convolutions set the floor.
     """
 
     prepare: Callable[[], Work]

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from tqdm import tqdm
 
-__all__ = ["InputError", "check_cases", "report_plainly"]
+__all__ = ["InputError", "check_cases", "check_sizes", "report_plainly"]
 
 Case = Mapping[str, Any]
 Problem = tuple[str, str, str]
@@ -80,6 +80,25 @@ def check_cases(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda case: list(_problems_of_case(case, keys, label, **rules)), cases)
         problems = [problem for case in tqdm(found, "Checking scans", len(cases), unit="case") for problem in case]
+    if problems:
+        raise InputError(problems)
+
+
+def check_sizes(divisor: int, **sizes: Sequence[int]) -> None:
+    """Checks that a network can halve its inputs as often as it does.
+
+    Args:
+        divisor: what every size must be a multiple of, in voxels.
+        sizes: names from the config and sizes in voxels.
+
+    Raises:
+        InputError: when a size is no positive multiple of `divisor`.
+    """
+    problems = [
+        ("", name, f"must be multiples of {divisor}, got {list(size)}")
+        for name, size in sizes.items()
+        if any(voxels < 1 or voxels % divisor for voxels in size)
+    ]
     if problems:
         raise InputError(problems)
 

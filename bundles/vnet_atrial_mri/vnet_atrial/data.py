@@ -13,6 +13,7 @@ from .cases import InputError
 __all__ = ["find_images", "read_split", "root_folder"]
 
 SUFFIXES = (".nrrd", ".nii.gz", ".nii")
+SPLITS = ("training", "validation")
 
 
 def _existing(dataset_dir: str | Path) -> Path:
@@ -26,6 +27,20 @@ def _volume(folder: Path, stem: str) -> str:
     """Returns the path of `stem` with the first known suffix that exists, else with the challenge's."""
     found = [folder / (stem + suffix) for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
     return str(found[0] if found else folder / (stem + SUFFIXES[0]))
+
+
+def _named_cases(split_file: Path) -> Mapping[str, list[str]]:
+    if not split_file.is_file():
+        raise InputError([("", str(split_file), "split file does not exist")])
+    try:
+        content = json.loads(split_file.read_text())
+    except ValueError as error:
+        raise InputError([("", str(split_file), f"is no valid JSON ({error})")]) from error
+    named = {split: content.get(split) for split in SPLITS} if isinstance(content, dict) else {}
+    if not named or not all(isinstance(names, list) for names in named.values()):
+        rule = "must hold lists of case names under 'training' and 'validation'"
+        raise InputError([("", str(split_file), rule)])
+    return named
 
 
 def read_split(
@@ -52,14 +67,12 @@ def read_split(
         `{"training": cases, "validation": cases}`, a case being `{"case", "image", "label"}`.
 
     Raises:
-        InputError: when the folder or the split file does not exist, the folder holds no case, or the file names a case
-            twice or one that has no folder.
+        InputError: when the folder or the split file does not exist, the folder holds no case, or the file is damaged,
+            names a case twice or one that has no folder.
     """
     root = _existing(dataset_dir)
     if split_file is not None:
-        if not Path(split_file).is_file():
-            raise InputError([("", str(split_file), "split file does not exist")])
-        named: Mapping[str, list[str]] = json.loads(Path(split_file).read_text())
+        named = _named_cases(Path(split_file))
     else:
         names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
         if len(names) < 2:
@@ -77,7 +90,7 @@ def read_split(
             {"case": name, "image": _volume(root / name, image), "label": _volume(root / name, label)}
             for name in named[split]
         ]
-        for split in ("training", "validation")
+        for split in SPLITS
     }
 
 

@@ -108,7 +108,6 @@ class RandRotateInPlaned(_RandMoved):
     def randomize(self, data: torch.Tensor) -> None:
         """Draws the angle."""
         super().randomize(data)
-        self.R.randint(1)  # one of one plane
         self.degrees = int(self.R.randint(-3, 3))
 
     def move(self, array: np.ndarray, order: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,16 +45,26 @@ def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
     partial.replace(path)
 
 
+def _copy_atomically(source: Path, target: Path) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Returns `network` with the weights of `path`, a flat state dict that fits exactly.
 
     Raises:
-        InputError: when there is no such file, it is no flat state dict, or names or shapes differ (the message lists
-        them).
+        InputError: when there is no such file, it is damaged or no flat state dict, or names or shapes differ (the
+            message lists them).
     """
     if not Path(path).is_file():
         raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        rule = f"cannot be read as a state dict: damaged or of another kind ({type(error).__name__})"
+        raise InputError([("", str(path), rule)]) from error
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError([("", str(path), "is no flat state dict of tensors")])
     expected = network.state_dict()
@@ -96,7 +107,7 @@ class BestModel:
         if not value > self.best:
             return
         if self.best == -math.inf and self.path.is_file() and idist.get_rank() == 0:
-            self.path.replace(self.path.with_name(f"{self.path.stem}_previous.pt"))
+            _copy_atomically(self.path, self.path.with_name(f"{self.path.stem}_previous.pt"))
         self.best = value
         if idist.get_rank() == 0:
             network = getattr(self.network, "module", self.network)

@@ -129,7 +129,9 @@ def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, 
     parser = _config("inference", changes)
     parser["preprocessing::transforms"][0] = _loaded
     del parser["postprocessing::transforms"][-1]
-    return parser.get_parsed_content("evaluator")
+    engine = parser.get_parsed_content("evaluator")
+    engine.logger.setLevel("WARNING")
+    return engine
 
 
 def _config(name: str, changes: Mapping[str, Any]) -> ConfigParser:

@@ -127,7 +127,7 @@ def case(
     waves = [3.0 * smooth_field(rng, shape, extent=extent, step=35) for _ in range(3)]
     chest: Points = (x + waves[0], y + waves[1], z + waves[2])
     heart, scale = heart_frame(rng, chest)
-    signal, label = paint(rng, chest, heart, scale=scale, spacing=spacing)
+    signal, label = paint(rng, chest, heart=heart, scale=scale, spacing=spacing)
 
     texture = 1 + 0.06 * smooth_field(rng, shape, extent=extent, step=9)
     coil = np.exp(0.22 * smooth_field(rng, shape, extent=extent, step=200) - rng.uniform(0, 0.002) * y)
@@ -163,7 +163,7 @@ def heart_frame(rng: np.random.Generator, points: Points) -> tuple[Points, float
 
 
 def paint(
-    rng: np.random.Generator, chest: Points, heart: Points, *, scale: float, spacing: Sequence[float]
+    rng: np.random.Generator, chest: Points, *, heart: Points, scale: float, spacing: Sequence[float]
 ) -> tuple[Field, NDArray[np.bool_]]:
     """Noise-free signal `(X, Y, Z)` (blood of the left atrium = 1) and the mask of its cavity."""
     signal = np.zeros_like(chest[0])

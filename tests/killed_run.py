@@ -1,0 +1,51 @@
+"""A run that stops for good at a chosen moment, so that the test that started it can kill it there.
+
+`python -m tests.killed_run MOMENT MARKER ARGUMENTS`: MOMENT is `step` (in the third epoch), `state` (half of the third
+training state is written) or `weights` (half of the first weights are written); MARKER is a file that appears when the
+moment has come; ARGUMENTS is a JSON file with those of `monai.bundle.run`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import torch
+
+
+def main(moment: str, marker: str, arguments: str) -> None:
+    """Runs until the moment."""
+    save, backward = torch.save, torch.Tensor.backward
+    states = 0
+
+    def stop() -> None:
+        Path(marker).touch()
+        time.sleep(600)
+
+    def slow_save(content: Any, path: Path) -> None:
+        nonlocal states
+        is_state = "state" in path.name
+        if (moment == "state" and is_state and states == 2) or (moment == "weights" and not is_state):
+            buffer = io.BytesIO()
+            save(content, buffer)
+            path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+            stop()
+        save(content, path)
+        states += is_state
+
+    def slow_backward(*args: Any, **kwargs: Any) -> None:
+        if moment == "step" and states == 2:
+            stop()
+        backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    torch.save, torch.Tensor.backward = slow_save, slow_backward  # type: ignore[assignment]
+    monai.bundle.run(**json.loads(Path(arguments).read_text()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,98 @@
+"""Runs a bundle's workflows in this process, on the CPU, with networks so small that a run takes a second."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from tests.conftest import NAMES, config_files, recipe, small, workflows
+
+Case = Mapping[str, str]
+IDS = ("evaluating", "inference", "training")  # an evaluation is an overlay of a training and defines both
+
+
+def run_id(bundle: str, workflow: str) -> str:
+    """What a workflow does: `training`, `evaluating` or `inference`."""
+    config = ConfigParser.load_config_files(config_files(bundle, workflow))
+    return next(name for name in IDS if name in config)
+
+
+def stages(bundle: str, kind: str) -> list[str]:
+    """Workflows of a kind, in the order in which they must run; those that need several processes left out."""
+    return [name for name in workflows(bundle) if "multi_gpu" not in name and run_id(bundle, name) == kind]
+
+
+each_stage = pytest.mark.parametrize(
+    ("bundle", "stage"), [(bundle, stage) for bundle in NAMES for stage in stages(bundle, "training")]
+)
+
+
+def arguments(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: Any) -> dict[str, Any]:
+    """Arguments of `monai.bundle.run`: weights go to `folder / "models"`, results to `folder / "eval"`."""
+    config = ConfigParser.load_config_files(config_files(bundle, workflow))
+    tiny = {key: value for key, value in recipe(bundle)["tiny"].items() if key.partition("#")[0] in config}
+    paths = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+    run = {"run_id": run_id(bundle, workflow), "config_file": config_files(bundle, workflow)}
+    return run | paths | {"device": "cpu", "amp": False} | small(bundle, workflow) | tiny | overrides
+
+
+def run(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: Any) -> None:
+    """Runs a workflow; afterwards the process is as random as before."""
+    try:
+        given = arguments(bundle, workflow, data=data, folder=folder, **overrides)
+        monai.bundle.run(logging_file=False, **given)
+    finally:
+        set_determinism(None)
+
+
+def command_line(given: Mapping[str, Any]) -> list[str]:
+    """The same arguments as words after `python -m monai.bundle`."""
+    words = ["run", given["run_id"]]
+    for name, value in given.items():
+        if name != "run_id":
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def cases(bundle: str, data: Path) -> dict[str, list[Case]]:
+    """The cases of a data folder as the bundle's training config splits them."""
+    parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, "train")))
+    parser["dataset_dir"] = str(data)
+    found = {"training": "train::dataset::data", "validation": "validate::dataset::data"}
+    return {split: parser.get_parsed_content(name) for split, name in found.items()}
+
+
+def load(path: Path) -> Any:
+    """Content of a file of weights or training state."""
+    return torch.load(path, weights_only=True)
+
+
+def network_of(folder: Path) -> Mapping[str, torch.Tensor]:
+    """The network of the only training state in a folder, as it was after the last epoch."""
+    (path,) = (folder / "models").glob("*state.pt")
+    network: Mapping[str, torch.Tensor] = load(path)["network"]
+    return network
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def copy(folder: Path, target: Path) -> Path:
+    """Copies a data folder or a folder of weights; returns the copy."""
+    return Path(shutil.copytree(folder, target))

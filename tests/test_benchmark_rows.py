@@ -1,0 +1,149 @@
+"""The workloads that bundles register: light to build, and fit to be compared with a foreign implementation."""
+
+import gc
+import importlib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import NAMES
+from tools.benchmark import Row, cli, measure
+
+CPU = torch.device("cpu")
+VNET = "vnet_atrial_mri"
+SCAN, PATCH = (112, 96, 48), (64, 48, 32)
+REGISTERED = [name for name in NAMES if (Path(cli.__file__).parents[1] / "recipes" / name / "benchmark.py").is_file()]
+
+# Knows the reference's names and axes, and the formulas of the method; the rest is another way to the same results.
+BASELINE = """
+import numpy as np, torch
+from scipy.ndimage import distance_transform_edt as edt
+from tools.convert import load_key_map
+from vnet_atrial.networks import VNet
+
+def network(state_dict, **options):
+    net = VNet(**options)
+    net.load_state_dict(load_key_map("vnet_atrial_mri", state=net.state_dict()).to_ours(state_dict))
+    return net
+
+def training_step(state_dict, inputs, device, **options):
+    net = network(state_dict, **options)
+    def step():
+        p, g = net(inputs["image"]).sigmoid(), inputs["label"]
+        loss = 1 - 2 * (p * g).sum() / (p.sum() + g.sum())
+        loss.backward()
+        return {"loss": loss.detach(), "gradient": net.encoder[0].expand.bias.grad}
+    return step
+
+def training_step_attention(state_dict, inputs, device):
+    return training_step(state_dict, inputs, device, attention=True)
+
+def patch_inference(state_dict, inputs, device):
+    net = network(state_dict)
+    return lambda: {"logits": net(inputs["image"]).detach()}
+
+def whole_volume(state_dict, inputs, device):
+    head = state_dict["out_transition.conv1.bias"] / -state_dict["out_transition.conv1.weight"].sum()
+    return lambda: {"mask": (inputs["image"] > head.item()).astype(np.uint8)}
+
+def level_set(state_dict, inputs, device):
+    inside = inputs["label"] > 0
+    return lambda: {"level_set": (edt(~inside) - np.maximum(edt(inside) - 1, 0)).astype(np.int16)}
+
+def metrics(state_dict, inputs, device):
+    a, b = inputs["prediction"] > 0, inputs["label"] > 0
+    def score():
+        both = (a & b).sum()
+        far = [edt(~other, sampling=inputs["spacing"])[mask].max() for mask, other in ((a, b), (b, a))]
+        return {"dice": 2 * both / (a.sum() + b.sum()), "iou": both / (a | b).sum(),
+                "precision": both / a.sum(), "recall": both / b.sum(), "hd": max(far)}
+    return score
+"""
+
+
+@cache
+def recipe(part: str = "benchmark") -> Any:
+    return importlib.import_module(f"tools.recipes.{VNET}.{part}")
+
+
+def small_rows() -> list[Row]:
+    """The rows of the left-atrium bundle, all but the start-up of a process, at sizes for a test."""
+    made = recipe()
+    return [
+        made.training_step(CPU, (2, 16, 32, 16)),
+        made.training_step(CPU, (2, 16, 32, 16), attention=True),
+        made.patch_inference(CPU, (16, 32, 16)),
+        made.whole_volume(CPU, SCAN, patch_size=PATCH),
+        made.level_set((40, 30, 20)),
+        made.loading(SCAN, patch_size=PATCH),
+        made.preparation(CPU, SCAN, patch_size=PATCH),
+        made.augmentation(CPU, SCAN, patch_size=PATCH),
+        made.metrics((40, 30, 20)),
+    ]
+
+
+def outputs(name: str) -> Any:
+    """What one unit of the plain setting of a small row gives."""
+    (row,) = [row for row in small_rows() if row.name == name]
+    return row.settings["plain"].prepare()()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("bundle", REGISTERED)
+def test_names_are_unique_and_cover_the_stages_of_the_work(bundle: str, device: str) -> None:
+    (rows,) = cli.collect(bundle, torch.device(device)).values()
+    required = {"training_step", "whole_volume", "loading", "preparation", "metrics", "start_up"}
+    assert required <= {row.name for row in rows}
+
+
+def test_building_rows_makes_no_inputs() -> None:
+    inputs = recipe("benchmark_inputs")
+    caches = (inputs.atrium, inputs.scan, inputs.case, inputs.batch, inputs.network, inputs.thresholding)
+    before = [made.cache_info().misses for made in caches]
+    recipe().rows(CPU)
+    assert [made.cache_info().misses for made in caches] == before
+
+
+def test_a_foreign_implementation_agrees_on_every_row_it_can(tmp_path: Path) -> None:
+    (tmp_path / "baseline.py").write_text(BASELINE)
+    (rows,) = cli.attach({VNET: small_rows()}, tmp_path / "baseline.py", CPU).values()
+    gc.collect()
+    gc.freeze()  # every measurement collects garbage: spare it the objects of all the imports
+    try:
+        results = measure([replace(row, work=0) for row in rows], device=CPU, repeats=1)
+    finally:
+        gc.unfreeze()
+    assert [result.void for result in results] == [""] * len(rows)
+    compared = {result.row for result in results if "baseline" in result.parity}
+    assert compared == {row.name for row in rows} - {"loading", "preparation", "augmentation"}
+
+
+def test_whole_volume_finds_the_atrium_where_it_is() -> None:
+    label = recipe("benchmark_inputs").scan(SCAN, patch_size=PATCH, noise=1)["label"]
+    mask = outputs("whole_volume")["mask"]
+    assert mask.dtype == torch.uint8
+    np.testing.assert_array_equal(mask.numpy(), label)
+
+
+def test_loading_and_preparation_read_the_case_they_name() -> None:
+    scan = recipe("benchmark_inputs").scan(SCAN, patch_size=PATCH, noise=60)
+    np.testing.assert_array_equal(outputs("loading")["image"].numpy(), scan["image"])
+    prepared = outputs("preparation")
+    assert prepared["label"].sum() == scan["label"].sum()
+    assert prepared["image"].mean().item() == pytest.approx(0, abs=1e-4)
+    assert prepared["image"].std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_weights_and_batches_are_the_same_in_every_process() -> None:
+    inputs = recipe("benchmark_inputs")
+    first = inputs.network().state_dict(), inputs.batch((1, 16, 16, 16))["image"]
+    inputs.network.cache_clear()
+    inputs.batch.cache_clear()
+    torch.manual_seed(99)
+    again = inputs.network().state_dict(), inputs.batch((1, 16, 16, 16))["image"]
+    torch.testing.assert_close(first, again, rtol=0, atol=0)

@@ -1,0 +1,233 @@
+"""Training that is killed, resumed, finished, started again; files that are never half written."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine
+from torch import nn
+
+from tests.conftest import NAMES, NamedPath, each_bundle, package
+from tests.runs import arguments, copy, each_stage, load, network_of, run, same
+from tools import REPO
+
+resume = importlib.import_module(f"{package(NAMES[0])}.resume")  # identical in every bundle
+InputError = importlib.import_module(f"{package(NAMES[0])}.cases").InputError
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+def half_save(content: Any, path: Path) -> None:
+    Path(path).write_bytes(b"half of a file")
+    raise Killed
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    return {path.name: load(path) for path in sorted(folder.glob("*.pt"))}
+
+
+@each_stage
+def test_resumed_run_equals_uninterrupted_one(
+    bundle: str,
+    stage: str,
+    phantoms: NamedPath,
+    tiny_weights: NamedPath,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two epochs, death while the third is saved, and a new start give what four epochs at once give, bit for bit.
+
+    That is: network, optimizer, learning rate, best score, best weights.
+    """
+    for name in ("whole", "killed"):
+        copy(tiny_weights(bundle), tmp_path / name / "models")
+    given: dict[str, Any] = {"data": phantoms(bundle), "max_epochs": 4}
+    run(bundle, stage, folder=tmp_path / "whole", **given)
+    save, states = torch.save, 0
+
+    def third_dies(content: Any, path: Path) -> None:
+        nonlocal states
+        states += "state" in path.name
+        (half_save if states == 3 else save)(content, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", third_dies)
+        with pytest.raises(Killed):
+            run(bundle, stage, folder=tmp_path / "killed", **given)
+    (path,) = (tmp_path / "killed/models").glob("*state.pt")
+    assert load(path)["trainer"]["iteration"] == 2 * load(path)["trainer"]["epoch_length"]
+    run(bundle, stage, folder=tmp_path / "killed", **given)
+    whole, killed = (contents(tmp_path / name / "models") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if not same(whole[name], killed[name])] == []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
+    """Weights and state after three epochs of a bundle's main training."""
+
+    @cache
+    def folder(bundle: str) -> Path:
+        target = tmp_path_factory.mktemp(f"{bundle}_uninterrupted")
+        models = copy(tiny_weights(bundle), target / "models")
+        run(bundle, "train", data=phantoms(bundle), folder=target, max_epochs=3)
+        return models
+
+    return folder
+
+
+@pytest.mark.parametrize("moment", ["step", "state", "weights"])
+@each_bundle
+def test_killed_process(
+    bundle: str, moment: str, phantoms: NamedPath, tiny_weights: NamedPath, uninterrupted: NamedPath, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of a step or of a file: whole files stay whole, and the next run makes up for it."""
+    models = copy(tiny_weights(bundle), tmp_path / "models")
+    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 3}
+    marker, words = tmp_path / "marker", tmp_path / "arguments.json"
+    words.write_text(json.dumps(arguments(bundle, "train", **given)))
+    command = [sys.executable, "-m", "tests.killed_run", moment, str(marker), str(words)]
+    with subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not marker.exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    assert marker.exists()
+    left = contents(models)
+    if moment == "weights":
+        assert all(same(left[name], value) for name, value in contents(tiny_weights(bundle)).items())
+    else:
+        trainer = left["training_state.pt"]["trainer"]
+        assert trainer["iteration"] == 2 * trainer["epoch_length"]
+    run(bundle, "train", **given)
+    assert same(contents(models), contents(uninterrupted(bundle)))
+
+
+@each_bundle
+def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tmp_path: Path) -> None:
+    """The same command again trains again from the beginning, and keeps the weights of the first time."""
+    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 1}
+    run(bundle, "train", seed=1, **given)
+    first, state = load(tmp_path / "models/model.pt"), network_of(tmp_path)
+    run(bundle, "train", seed=2, **given)
+    assert same(load(tmp_path / "models/model_previous.pt"), first)
+    assert not same(load(tmp_path / "models/model.pt"), first)
+    run(bundle, "train", seed=1, **given)
+    assert same(network_of(tmp_path), state)
+
+
+def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "file.pt"
+    resume.save_atomically({"value": 1}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half_save)
+        with pytest.raises(Killed):
+            resume.save_atomically({"value": 2}, path)
+    assert load(path) == {"value": 1}
+    resume.save_atomically({"value": 3}, path)
+    assert load(path) == {"value": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["file.pt"]
+
+
+def validator(*scores: float) -> tuple[Engine, list[float]]:
+    """An engine whose runs score what is given, in this order."""
+    left = list(scores)
+
+    def step(engine: Engine, _: Any) -> None:
+        engine.state.metrics["dice"] = left.pop(0)
+        engine.state.key_metric_name = "dice"
+
+    return Engine(step), left
+
+
+def test_best_model(tmp_path: Path) -> None:
+    """A better score saves the weights, an equal, worse or undefined one does not; earlier weights are kept once."""
+    network, path = nn.Linear(1, 1, bias=False), tmp_path / "model.pt"
+    torch.save({"weight": torch.tensor([[7.0]])}, path)
+    best = resume.BestModel(network, str(path))
+    scores = (float("nan"), 0.5, 0.5, 0.4, 0.6, float("nan"))
+    engine, _ = validator(*scores)
+    best.attach(engine)
+    saved = []
+    for number in range(len(scores)):
+        nn.init.constant_(network.weight, number)
+        engine.run([0])
+        saved.append(float(load(path)["weight"]))
+    assert saved == [7, 1, 1, 1, 4, 4]
+    assert load(tmp_path / "model_previous.pt") == {"weight": torch.tensor([[7.0]])}
+    assert best.state_dict() == {"best": 0.6}
+
+
+def test_best_model_resumed(tmp_path: Path) -> None:
+    """A best score of before the interruption still has to be beaten."""
+    network, path = nn.Linear(1, 1), tmp_path / "model.pt"
+    best = resume.BestModel(network, str(path))
+    best.load_state_dict({"best": 0.5})
+    engine, _ = validator(0.4, 0.6)
+    best.attach(engine)
+    engine.run([0])
+    assert not path.exists()
+    engine.run([0])
+    assert path.exists()
+
+
+def test_first_weights_are_saved_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier weights stay in place until the new ones are complete."""
+    path = tmp_path / "model.pt"
+    torch.save({"weight": torch.tensor(7.0)}, path)
+    engine, _ = validator(0.5)
+    resume.BestModel(nn.Linear(1, 1), str(path)).attach(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half_save)
+        with pytest.raises(Killed):
+            engine.run([0])
+    assert load(path) == {"weight": torch.tensor(7.0)}
+
+
+WRONG = {
+    "missing": (None, "there are no such weights"),
+    "nested": ({"model_state": {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}}, "no flat state dict of tensors"),
+    "object": (nn.Linear(3, 2), "cannot be read as a state dict"),
+    "list": ([torch.zeros(2, 3)], "no flat state dict of tensors"),
+    "absent name": ({"weight": torch.zeros(2, 3)}, "does not fit the chosen Linear: missing bias"),
+    "further name": ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "gate": torch.zeros(1)}, "unknown gate"),
+    "shape": ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight has shape \(2, 4\) instead of \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_weights(name: str, tmp_path: Path) -> None:
+    content, rule = WRONG[name]
+    path = tmp_path / "model.pt"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=rule) as caught:
+        resume.load_weights(nn.Linear(3, 2), path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 500])
+def test_truncated_weights(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(nn.Linear(3, 2).state_dict(), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match="cannot be read as a state dict") as caught:
+        resume.load_weights(nn.Linear(3, 2), path)
+    assert str(path) in str(caught.value)
+
+
+def test_load_weights(tmp_path: Path) -> None:
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    resume.save_atomically(source.state_dict(), tmp_path / "model.pt")
+    assert resume.load_weights(target, tmp_path / "model.pt") is target
+    assert same(source.state_dict(), target.state_dict())
