@@ -140,7 +140,8 @@ def test_convert_writes_the_file_of_the_role(repo: Path, theirs: dict[str, torch
 
 def test_convert_writes_the_same_bytes_under_any_name(repo: Path, theirs: dict[str, torch.Tensor]) -> None:
     torch.save(theirs, repo / "in.pt")
-    first, second = (Path(convert(BUNDLE, str(repo / "in.pt"), output=str(repo / name))) for name in ("a.pt", "other.pt"))
+    names = ("a.pt", "other.pt")
+    first, second = (Path(convert(BUNDLE, str(repo / "in.pt"), output=str(repo / name))) for name in names)
     assert first.read_bytes() == second.read_bytes()
 
 

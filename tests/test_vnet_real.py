@@ -1,4 +1,4 @@
-"""Real LGE-MRI: both stages are trained for minutes at low resolution, and the whole method is scored on unseen scans."""
+"""Real LGE-MRI: both stages trained for minutes at low resolution, the whole method scored on unseen scans."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def halve(path: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def full_field(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The crops at 1.25 mm, each at a random place of an otherwise empty field of view: the locator has to find them."""
+    """The crops at 1.25 mm, each at a random place of an else empty field of view: the locator has to find them."""
     folder = tmp_path_factory.mktemp("left_atrium")
     rng = np.random.default_rng(0)
     names = json.loads(SPLIT.read_text())
