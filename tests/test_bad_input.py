@@ -7,128 +7,32 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import itk
-import nibabel
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from tests.conftest import NamedPath, each_bundle, package
-from tests.runs import Case, arguments, cases, command_line, copy, run
+from tests.runs import arguments, cases, command_line, copy, run
+from tests.spoilt import IMAGE, PAIR, cut, remove
 from tools import REPO
 
-Spoil = Callable[[Case], tuple[str, str]]  # what to spoil in a case; returns the file and the rule that it breaks now
-AFFINE = np.diag([-5.0, -5.0, 2.5, 1.0])
-
-
-def array(path: str) -> NDArray[Any]:
-    """A volume `(x, y, z)`."""
-    return np.asarray(itk.array_from_image(itk.imread(path))).T
-
-
-def rewrite(path: str, volume: NDArray[Any], *, spacing: float = 1.0) -> str:
-    """Replaces the voxels of a NRRD file; its spacing is stretched, its origin stays."""
-    old = itk.imread(path)
-    image = itk.image_from_array(np.ascontiguousarray(volume.T))
-    size = len(image.GetSpacing())
-    image.SetSpacing([s * spacing for s in (*old.GetSpacing(), 1.0)[:size]])
-    image.SetOrigin((*old.GetOrigin(), 0.0)[:size])
-    itk.imwrite(image, path)
-    return path
-
-
-def as_nifti(path: str, volume: NDArray[Any], suffix: str = ".nii.gz") -> str:
-    """Replaces a NRRD file by a NIfTI file on the phantoms' grid, whichever that is."""
-    affine = np.eye(4)
-    old = itk.imread(path)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0] * np.array(old.GetSpacing()))
-    affine[:3, 3] = [-1.0, -1.0, 1.0] * np.array(old.GetOrigin())
-    Path(path).unlink()
-    target = path.replace(".nrrd", suffix)
-    nibabel.save(nibabel.Nifti1Image(volume, affine), target)
-    return target
-
-
-def cut(path: str) -> str:
-    content = Path(path).read_bytes()
-    Path(path).write_bytes(content[: len(content) * 2 // 3])
-    return path
-
-
-def with_voxel(volume: NDArray[Any], value: float) -> NDArray[Any]:
-    changed = volume.astype(np.float32)
-    changed[3, 4, 5] = value
-    return changed
-
-
-def remove(path: str) -> str:
-    Path(path).unlink()
-    return path
-
-
-def garbage(path: str) -> str:
-    Path(path).write_bytes(b"no volume at all\n" * 20)
-    return path
-
-
-IMAGE: dict[str, Spoil] = {
-    "garbled NRRD": lambda case: (garbage(case["image"]), "image cannot be read"),
-    "truncated NRRD": lambda case: (cut(case["image"]), "image cannot be read"),
-    "garbled NIfTI": lambda case: (garbage(as_nifti(case["image"], array(case["image"]))), "image cannot be read"),
-    "truncated nii.gz": lambda case: (cut(as_nifti(case["image"], array(case["image"]))), "image cannot be read"),
-    "truncated nii": lambda case: (cut(as_nifti(case["image"], array(case["image"]), ".nii")), "image cannot be read"),
-    "NaN": lambda case: (
-        as_nifti(case["image"], with_voxel(array(case["image"]), np.nan)),
-        "image holds NaN or infinite voxels",
-    ),
-    "infinite": lambda case: (
-        as_nifti(case["image"], with_voxel(array(case["image"]), -np.inf)),
-        "image holds NaN or infinite voxels",
-    ),
-    "2D": lambda case: (rewrite(case["image"], array(case["image"])[:, :, 8]), "image must be a 3D volume"),
-    "4D": lambda case: (
-        as_nifti(case["image"], np.stack([array(case["image"])] * 2, axis=-1)),
-        "image must be a 3D volume",
-    ),
-}
-PAIR: dict[str, Spoil] = {
-    "missing image": lambda case: (remove(case["image"]), "image is missing"),
-    "missing label": lambda case: (remove(case["label"]), "label is missing"),
-    "garbled label": lambda case: (garbage(case["label"]), "label cannot be read"),
-    "truncated label": lambda case: (cut(as_nifti(case["label"], array(case["label"]))), "label cannot be read"),
-    "shape": lambda case: (rewrite(case["label"], array(case["label"])[:, :-1]), "differs from the image's"),
-    "affine": lambda case: (
-        rewrite(case["label"], array(case["label"]), spacing=1.1),
-        "affine differs from the image's by up to",
-    ),
-    "foreign value": lambda case: (
-        rewrite(case["label"], np.where(array(case["label"]) > 0, 77, 0).astype(np.uint8)),
-        "label values must be among",
-    ),
-    "fractional value": lambda case: (
-        as_nifti(case["label"], with_voxel(array(case["label"]) > 0, 0.5)),
-        "label values must be among",
-    ),
-    "NaN in label": lambda case: (
-        as_nifti(case["label"], with_voxel(array(case["label"]) > 0, np.nan)),
-        "label values must be among",
-    ),
-    "empty label": lambda case: (rewrite(case["label"], 0 * array(case["label"])), "label is empty"),
-    "2D label": lambda case: (rewrite(case["label"], array(case["label"])[:, :, 8]), "label must be a 3D volume"),
-}
 SPOILT = [(workflow, name) for workflow in ("train", "evaluate", "inference") for name in IMAGE] + [
     (workflow, name) for workflow in ("train", "evaluate") for name in PAIR
 ]
 
 
-def refusal(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: Any) -> str:
-    """Message of the `InputError` with which a workflow ends; asserts that the run left nothing behind."""
-    before = sorted(folder.rglob("*"))
+def refusal(
+    bundle: str, workflow: str, *, data: Path, folder: Path, writes: Collection[str] = (), **overrides: Any
+) -> str:
+    """Message of the `InputError` with which a workflow ends; asserts that it left nothing but in folders `writes`."""
+
+    def left() -> list[Path]:
+        return sorted(path for path in folder.rglob("*") if path.relative_to(folder).parts[0] not in writes)
+
+    before = left()
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         run(bundle, workflow, data=data, folder=folder, **overrides)
     error: BaseException | None = caught.value
@@ -136,7 +40,7 @@ def refusal(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides
     while error is not None and not isinstance(error, expected):
         error = error.__cause__
     assert error is not None, f"no InputError led to {caught.value!r}"
-    assert sorted(folder.rglob("*")) == before
+    assert left() == before
     return str(error)
 
 
@@ -177,7 +81,7 @@ def test_all_problems_at_once(bundle: str, data: Path, folder: Path) -> None:
 @each_bundle
 def test_case_in_both_data_lists(bundle: str, data: Path, folder: Path) -> None:
     split = cases(bundle, data)
-    twice = {"validate#dataset#data": [*split["validation"], split["training"][0]]}
+    twice: dict[str, Any] = {"validate#dataset#data": [*split["validation"], split["training"][0]]}
     message = refusal(bundle, "train", data=data, folder=folder, **twice)
     assert f"case {split['training'][0]['case']}: {split['training'][0]['image']}: is in two splits" in message
 
@@ -228,7 +132,7 @@ def test_dataset_dir(bundle: str, workflow: str, exists: bool, folder: Path, tmp
 
 WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (lambda path: path.unlink(), "there are no such weights"),
-    "truncated": (lambda path: cut(str(path)), "cannot be read as a state dict"),
+    "truncated": (lambda path: cut(str(path)), "cannot be read as a file of tensors"),
     "nested": (
         lambda path: torch.save({"model_state": torch.load(path, weights_only=True)}, path),
         "is no flat state dict of tensors",
@@ -256,9 +160,36 @@ def test_weights_of_another_variant(phantoms: NamedPath, tiny_weights: NamedPath
     """Plain weights do not fit the network with attention: the message says what is missing."""
     bundle = "vnet_atrial_mri"
     copy(tiny_weights(bundle), tmp_path / "models")
-    variant = {"network_def#attention": True, "network_def#attention_reduction": 2}
+    variant: dict[str, Any] = {"network_def#attention": True, "network_def#attention_reduction": 2}
     message = refusal(bundle, "inference", data=phantoms(bundle), folder=tmp_path, **variant)
     assert f"{tmp_path / 'models/model.pt'}: does not fit the chosen VNet: missing encoder.0.attention." in message
+
+
+@each_bundle
+def test_state_of_another_run(bundle: str, data: Path, folder: Path) -> None:
+    """A state file that is no state of this run is refused, not used in part and not overwritten."""
+    state = folder / "models/training_state.pt"
+    run(bundle, "train", data=data, folder=folder, max_epochs=1)
+    content = torch.load(state, weights_only=True)
+    first = next(iter(content["network"]))
+    renamed = {f"other.{name}" if name == first else name: value for name, value in content["network"].items()}
+    for spoil, rule in (
+        (lambda: torch.save(content | {"network": renamed}, state), "is of a run with another network"),
+        (lambda: torch.save({"trainer": content["trainer"]}, state), "is of a run with another network"),
+        (lambda: cut(str(state)), "cannot be read as a file of tensors"),
+    ):
+        spoil()
+        before = state.read_bytes()
+        message = refusal(bundle, "train", data=data, folder=folder, max_epochs=2, writes={"eval"})
+        assert f"{state}: {rule}" in message
+        assert state.read_bytes() == before
+
+
+@each_bundle
+def test_fewer_cases_than_a_batch(bundle: str, data: Path, folder: Path) -> None:
+    """An epoch without a single step is no training."""
+    message = refusal(bundle, "train", data=data, folder=folder, batch_size=5, writes={"eval"})
+    assert "batch_size: there are fewer training cases than one batch takes" in message
 
 
 @pytest.mark.parametrize("workflow", ["train", "evaluate", "inference"])

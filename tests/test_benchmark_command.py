@@ -114,12 +114,12 @@ def test_row_registered_twice_is_an_error(registered: Callable[..., None], doubl
 
 def test_baseline_must_exist_define_a_row_and_serve_one_bundle(double: Row, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.py"):
-        cli.attach({"toy": [double]}, tmp_path / "none.py", CPU)
+        cli.attach({"toy": [double]}, tmp_path / "none.py", device=CPU)
     (tmp_path / "other.py").write_text(BASELINE.replace("def double", "def duble"))
     with pytest.raises(ValueError, match=r"other.py: defines none of the rows double"):
-        cli.attach({"toy": [double]}, tmp_path / "other.py", CPU)
+        cli.attach({"toy": [double]}, tmp_path / "other.py", device=CPU)
     with pytest.raises(ValueError, match="one bundle"):
-        cli.attach({"toy": [double], "tow": [double]}, tmp_path / "other.py", CPU)
+        cli.attach({"toy": [double], "tow": [double]}, tmp_path / "other.py", device=CPU)
 
 
 def test_unknown_device_is_an_error() -> None:

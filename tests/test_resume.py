@@ -87,7 +87,7 @@ def uninterrupted(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory
     return folder
 
 
-@pytest.mark.parametrize("moment", ["step", "state", "weights"])
+@pytest.mark.parametrize("moment", ["step", pytest.param("state", marks=pytest.mark.slow), "weights"])
 @each_bundle
 def test_killed_process(
     bundle: str, moment: str, phantoms: NamedPath, tiny_weights: NamedPath, uninterrupted: NamedPath, tmp_path: Path
@@ -124,6 +124,17 @@ def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tmp_path: Pa
     assert not same(load(tmp_path / "models/model.pt"), first)
     run(bundle, "train", seed=1, **given)
     assert same(network_of(tmp_path), state)
+
+
+@each_bundle
+def test_state_of_a_run_on_other_cases_is_set_aside(bundle: str, phantoms: NamedPath, tmp_path: Path) -> None:
+    """A batch of one makes twice as many steps of the same cases: as if there were twice as many."""
+    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
+    run(bundle, "train", max_epochs=1, batch_size=2, **given)
+    first = load(tmp_path / "models/training_state.pt")
+    run(bundle, "train", max_epochs=2, batch_size=1, **given)
+    assert same(load(tmp_path / "models/training_state_previous.pt"), first)
+    assert load(tmp_path / "models/training_state.pt")["trainer"]["iteration"] == 8
 
 
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +208,7 @@ def test_first_weights_are_saved_without_a_gap(tmp_path: Path, monkeypatch: pyte
 WRONG = {
     "missing": (None, "there are no such weights"),
     "nested": ({"model_state": {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}}, "no flat state dict of tensors"),
-    "object": (nn.Linear(3, 2), "cannot be read as a state dict"),
+    "object": (nn.Linear(3, 2), "cannot be read as a file of tensors"),
     "list": ([torch.zeros(2, 3)], "no flat state dict of tensors"),
     "absent name": ({"weight": torch.zeros(2, 3)}, "does not fit the chosen Linear: missing bias"),
     "further name": ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "gate": torch.zeros(1)}, "unknown gate"),
@@ -221,7 +232,7 @@ def test_truncated_weights(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save(nn.Linear(3, 2).state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match="cannot be read as a state dict") as caught:
+    with pytest.raises(InputError, match="cannot be read as a file of tensors") as caught:
         resume.load_weights(nn.Linear(3, 2), path)
     assert str(path) in str(caught.value)
 

@@ -60,14 +60,14 @@ def benchmark(
     names = [part for part in (rows.split(",") if isinstance(rows, str) else rows or []) if part]
     chosen = select(collect(bundle, target), names)
     if baseline is not None:
-        chosen = attach(chosen, Path(baseline), target)
+        chosen = attach(chosen, Path(baseline), device=target)
     machine = environment(target)
     results = {}
     for name, part in chosen.items():
         _LOGGER.info("%s: measuring %s", name, ", ".join(row.name for row in part))
         results[name] = measure(part, device=target, repeats=repeats)
         if json is not None:
-            write_json(Path(json), machine, results)
+            write_json(Path(json), results, environment=machine)
     sys.stdout.write(table(machine, results))
     if any(result.void for part in results.values() for result in part):
         raise SystemExit(1)
@@ -113,7 +113,7 @@ def select(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str,
     return {bundle: part for bundle, part in kept.items() if part}
 
 
-def attach(rows: Mapping[str, Sequence[Row]], path: Path, device: torch.device) -> dict[str, list[Row]]:
+def attach(rows: Mapping[str, Sequence[Row]], path: Path, *, device: torch.device) -> dict[str, list[Row]]:
     """Add the setting `baseline` to the rows that a baseline file defines a function for.
 
     Args:

@@ -65,13 +65,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResult]]) -> None:
+def write_json(path: Path, results: Mapping[str, Sequence[RowResult]], *, environment: Mapping[str, Any]) -> None:
     """Write the record in one step, so that a reader never sees half of it.
 
     Args:
         path: Target; an existing file is replaced, missing folders are created.
-        environment: Result of `environment`.
         results: Row results by bundle.
+        environment: Result of `environment`.
     """
     rows = [{"bundle": bundle} | asdict(result) for bundle, part in results.items() for result in part]
     with replacing(path) as temporary:

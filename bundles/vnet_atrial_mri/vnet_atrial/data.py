@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def _named_cases(split_file: Path) -> Mapping[str, list[str]]:
         content = json.loads(split_file.read_text())
     except ValueError as error:
         raise InputError([("", str(split_file), f"is no valid JSON ({error})")]) from error
-    named = {split: content.get(split) for split in SPLITS} if isinstance(content, dict) else {}
-    if not named or not all(isinstance(names, list) for names in named.values()):
+    named: dict[str, Any] = content if isinstance(content, dict) else {}
+    if not all(isinstance(named.get(split), list) for split in SPLITS):
         rule = "must hold lists of case names under 'training' and 'validation'"
         raise InputError([("", str(split_file), rule)])
     return named

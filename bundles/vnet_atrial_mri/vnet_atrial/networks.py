@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
 __all__ = ["AttentionGate", "VNet"]
@@ -23,12 +24,16 @@ def _activation(name: str, channels: int) -> nn.Module:
     raise ValueError(f"act must be 'prelu' or 'elu', got {name!r}")
 
 
-def _conv_units(channels: int, count: int, *, act: str, dilation: int = 1) -> nn.Sequential:
-    """`count` times a 5x5x5 convolution that keeps size and width, and its activation."""
+def _conv_units(channels: int, count: int, *, act: str, norm: str | None, dilation: int = 1) -> nn.Sequential:
+    """`count` times a 5x5x5 convolution that keeps size and width, its normalisation if any, and its activation."""
 
     def unit() -> nn.Sequential:
         conv = nn.Conv3d(channels, channels, kernel_size=5, padding=2 * dilation, dilation=dilation)
-        return nn.Sequential(OrderedDict(conv=conv, act=_activation(act, channels)))
+        layers = OrderedDict[str, nn.Module](conv=conv)
+        if norm is not None:
+            layers["norm"] = get_norm_layer((norm, {"affine": True}), spatial_dims=3, channels=channels)
+        layers["act"] = _activation(act, channels)
+        return nn.Sequential(layers)
 
     return nn.Sequential(*(unit() for _ in range(count)))
 
@@ -132,6 +137,8 @@ class VNet(nn.Module):
         convs: 5x5x5 convolutions of levels 2 to 5; the decoder mirrors them.
         dilation: dilation of the 5x5x5 convolutions of the encoder.
         act: `"prelu"` or `"elu"`, after every convolution.
+        norm: MONAI's name of the normalisation in each 5x5x5 convolution below the first level, for example
+            `"instance"`; the published networks have none.
         attention: whether each encoder level ends in an `AttentionGate`.
         attention_reduction: see `AttentionGate`.
         attention_dilation: see `AttentionGate`.
@@ -146,6 +153,7 @@ class VNet(nn.Module):
         convs: Sequence[int] = (1, 1, 2, 2),
         dilation: int = 1,
         act: str = "prelu",
+        norm: str | None = None,
         attention: bool = False,
         attention_reduction: int = 4,
         attention_dilation: int = 4,
@@ -166,10 +174,11 @@ class VNet(nn.Module):
         self.decoder = nn.ModuleList()
         below = channels[-1]
         for width_in, width, count in zip(channels, channels[1:], convs, strict=False):
-            units = _conv_units(width, count, act=act, dilation=dilation)
+            units = _conv_units(width, count, act=act, norm=norm, dilation=dilation)
             self.encoder.append(_Down(width_in, width, units, act=act, attention=gate(width)))
         for width, count in zip(channels[:0:-1], convs[::-1], strict=True):
-            self.decoder.append(_Up(below, width, _conv_units(width, count, act=act), act=act))
+            units = _conv_units(width, count, act=act, norm=norm)
+            self.decoder.append(_Up(below, width, units, act=act))
             below = width
         self.head = nn.Sequential(
             OrderedDict(conv=nn.Conv3d(below, out_channels, kernel_size=1), act=_activation(act, out_channels))

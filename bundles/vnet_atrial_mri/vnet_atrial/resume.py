@@ -51,6 +51,14 @@ def _copy_atomically(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        rule = f"cannot be read as a file of tensors: damaged or of another kind ({type(error).__name__})"
+        raise InputError([("", str(path), rule)]) from error
+
+
 def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """Returns `network` with the weights of `path`, a flat state dict that fits exactly.
 
@@ -60,11 +68,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """
     if not Path(path).is_file():
         raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        rule = f"cannot be read as a state dict: damaged or of another kind ({type(error).__name__})"
-        raise InputError([("", str(path), rule)]) from error
+    found = _read(Path(path))
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError([("", str(path), "is no flat state dict of tensors")])
     expected = network.state_dict()
@@ -145,7 +149,13 @@ class TrainingState:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
-        """Attaches to the trainer."""
+        """Attaches to the trainer.
+
+        Raises:
+            InputError: when the training data do not fill one batch.
+        """
+        if not engine.state.epoch_length:
+            raise InputError([("", "batch_size", "there are fewer training cases than one batch takes")])
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
@@ -155,22 +165,32 @@ class TrainingState:
         return self.objects | {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
 
     def restore(self, engine: Engine) -> None:
-        """Loads the state file if there is one of an unfinished run on as many cases."""
+        """Loads the state file if there is one of an unfinished run on as many cases.
+
+        Raises:
+            InputError: when the file is damaged, or that run trained another network or in another way.
+        """
         if not self.path.is_file():
             return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state = _read(self.path)
         epoch = state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
         max_epochs = engine.state.max_epochs
         if epoch >= max_epochs:
             logger.info("%s: that run is finished after %d epochs, a new one starts", self.path, epoch)
             return
         if state["trainer"]["epoch_length"] != engine.state.epoch_length:
-            kept = self.path.replace(self.path.with_name(f"{self.path.stem}_previous.pt"))
+            kept = self.path.with_name(f"{self.path.stem}_previous.pt")
             logger.warning(
                 "%s is of a run on another number of cases: a new run starts, it is kept as %s", self.path, kept
             )
+            if idist.get_rank() == 0:
+                self.path.replace(kept)
             return
-        Checkpoint.load_objects(to_load=self._all_objects(engine), checkpoint=state)
+        try:
+            Checkpoint.load_objects(to_load=self._all_objects(engine), checkpoint=state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            rule = "is of a run with another network or other settings: remove it, or choose another folder"
+            raise InputError([("", str(self.path), rule)]) from error
         engine.state.max_epochs = max_epochs
         logger.info("Resumed from %s after epoch %d", self.path, epoch)
 

@@ -11,7 +11,7 @@ baseline turns its inputs with `permute(0, 1, 4, 3, 2)` in its preparation, and 
 | `whole_volume` | segmentation network | `image` uint8 `(x, y, z)` in LPS order, `spacing` in mm, `patch_size`, `locator`: a state dict | `mask` uint8 `(x, y, z)` |
 | `level_set` | | `label` uint8 `(x, y, z)` | `level_set` int16 |
 | `loading` | | `path` of an NRRD file | `image` float32 `(x, y, z)` |
-| `preparation` | | `image`, `label`: paths; `patch_size` | `image` z-scored, `label` in {0, 1}, both `(1, x, y, z)`: the label's box with a third of the patch as margin on each side |
+| `preparation` | | `image`, `label`: paths; `patch_size` | `image` as it is, `label` in {0, 1}, both float32 `(1, x, y, z)`: the label's box with a third of the patch as margin on each side |
 | `augmentation` | | `image`, `label` as prepared | one random sample, of no use for a comparison |
 | `metrics` | | `prediction`, `label` `(x, y, z)`, `spacing` in mm | `dice`, `iou`, `precision`, `recall`, `hd` in mm |
 | `start_up` | | | |
@@ -240,8 +240,7 @@ def augmentation(device: torch.device, size: Size, *, patch_size: Size) -> Row:
 def metrics(size: Size) -> Row:
     """Returns the row of the scores of one mask of `size` (x, y, z) against another.
 
-    HD95 and ASD are computed but not compared: they depend on which neighbourhood makes a surface, and on how its
-    distances are pooled.
+    HD95 and ASD are computed but not compared: implementations differ in what a surface is and how they pool distances.
     """
 
     def masks() -> Outputs:
