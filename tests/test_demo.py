@@ -12,7 +12,18 @@ import yaml
 from matplotlib.image import imread
 
 from tools import BUNDLES, REPO
-from tools.demo import Stage, demo, link_cases, prepare_data, read_metrics, run, stages, table, write_results
+from tools.demo import (
+    Stage,
+    demo,
+    fingerprint,
+    link_cases,
+    prepare_data,
+    read_metrics,
+    run,
+    stages,
+    table,
+    write_results,
+)
 from tools.picture import Case
 
 RECIPES = {folder: REPO / "tools/recipes" / folder.name / "demo.yaml" for folder in BUNDLES}
@@ -83,7 +94,7 @@ def test_failure_names_the_stage_and_its_command_and_stops(tmp_path: Path) -> No
     late = tmp_path / "late"
     plan = [python("1"), python("raise SystemExit(3)", "the second"), python(f"open({str(late)!r}, 'w')")]
     with pytest.raises(SystemExit) as caught:
-        run(plan, tmp_path / "progress.json")
+        run(plan, tmp_path / "progress.json", version="1")
     assert "Stage 2 of 3 (the second) failed with exit code 3" in str(caught.value)
     assert str(caught.value).endswith(plan[1].shown())
     assert not late.exists()
@@ -98,19 +109,34 @@ def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tm
     door = python(f"import os, sys; sys.exit(not os.path.exists({str(gate)!r}))")
     plan = [write("a"), door, write("b")]
     with pytest.raises(SystemExit):
-        run(plan, progress)
+        run(plan, progress, version="1")
     with pytest.raises(SystemExit):
-        run(plan, progress)
+        run(plan, progress, version="1")
     assert trace.read_text() == "a"
     with pytest.raises(SystemExit):
-        run([write("c"), *plan[1:]], progress)
+        run([write("c"), *plan[1:]], progress, version="1")
     assert trace.read_text() == "ac"
+    with pytest.raises(SystemExit):
+        run([write("c"), *plan[1:]], progress, version="2")
+    assert trace.read_text() == "acc"
     gate.touch()
-    run(plan, progress)
-    assert trace.read_text() == "acab"
+    run(plan, progress, version="2")
+    assert trace.read_text() == "accab"
     assert not progress.exists()
-    run(plan, progress)
-    assert trace.read_text() == "acabab"
+    run(plan, progress, version="1")
+    assert trace.read_text() == "accabab"
+
+
+def test_fingerprint_follows_configs_and_code_only(tmp_path: Path) -> None:
+    for name in ("configs/train.yaml", "package/networks.py", "models/model.pt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    seen = [fingerprint(tmp_path)]
+    for name in ("models/model.pt", "configs/train.yaml", "package/networks.py"):
+        (tmp_path / name).write_text("changed")
+        seen.append(fingerprint(tmp_path))
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
 
 
 def test_table_has_a_row_per_case_and_means_of_finite_scores() -> None:

@@ -20,7 +20,7 @@ from tools.phantoms import write_volume
 CONFIGS = REPO / "bundles/vnet_atrial_mri/configs"
 SPLIT = CONFIGS / "split_crops48.json"
 FIELD_OF_VIEW = (288, 288, 48)  # voxels of 1.25 mm
-SIZES = {"pixdim": [2.5, 2.5, 2.5], "patch_size": [64, 48, 32], "coarse_pixdim": [5.0, 5.0, 5.0]}
+SIZES = {"pixdim": [2.0, 2.0, 2.0], "patch_size": [80, 48, 32], "coarse_pixdim": [5.0, 5.0, 5.0]}
 
 
 def halve(path: Path) -> torch.Tensor:
@@ -56,9 +56,9 @@ def test_short_training_on_real_scans_finds_and_segments_the_atrium(full_field: 
     torch.set_num_threads(2)
     start = time.monotonic()
     try:
-        locator = {"coarse_size": [80, 80, 16], "max_epochs": 20}
+        locator = {"coarse_size": [80, 80, 16], "max_epochs": 12}
         run("training", config_file=[files["train"], files["train_locator"]], **train, **locator)
-        run("training", config_file=files["train"], **train, max_epochs=30)
+        run("training", config_file=files["train"], **train, max_epochs=40)
         run("evaluating", config_file=[files["train"], files["evaluate"]], **common, split_file=str(SPLIT))
     finally:
         torch.set_num_threads(threads)

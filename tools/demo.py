@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -51,7 +52,8 @@ def demo(bundle: str, data: str | None = None, output: str = "demo", **overrides
     the table and the picture show it. Training then takes as long as the bundle's settings make it; --max_epochs
     shortens it. Every command is shown before it runs, so that it can be typed again.
 
-    An interrupted demo continues where it stopped when it is called again in the same way; a finished one starts anew.
+    An interrupted demo continues where it stopped when it is called again in the same way and the bundle has not
+    changed; a finished one starts anew.
 
     Args:
         bundle: name of a bundle, for example vnet_atrial_mri.
@@ -69,7 +71,8 @@ def demo(bundle: str, data: str | None = None, output: str = "demo", **overrides
     chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
     scenario = recipe["phantoms" if data is None else "data"]
-    run(stages(recipe, folder, places=places, scenario=scenario, overrides=chosen), Path(output, "finished.json"))
+    plan = stages(recipe, folder, places=places, scenario=scenario, overrides=chosen)
+    run(plan, Path(output, "finished.json"), version=fingerprint(folder))
 
     metrics = read_metrics(Path(recipe["metrics"].format(**places)))
     sys.stdout.write(f"\n{table(metrics)}\n{recipe['legend']}\n")
@@ -150,19 +153,29 @@ def stages(
     return found
 
 
-def run(plan: Sequence[Stage], progress: Path) -> None:
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the configs and the Python files of the bundle in `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("configs/*"), *folder.glob("*/*.py")]):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
     Args:
         plan: what to run.
         progress: JSON file of the finished commands, kept until all are; a plan that begins with them skips them.
+        version: what the commands run; after a change of it nothing is skipped.
 
     Raises:
         SystemExit: a command failed or was interrupted.
     """
-    done: list[str] = json.loads(progress.read_text()) if progress.is_file() else []
     commands = [stage.shown() for stage in plan]
-    skip = len(done) if commands[: len(done)] == done else 0
+    earlier: dict[str, Any] = json.loads(progress.read_text()) if progress.is_file() else {}
+    done = earlier.get("finished", [])
+    skip = len(done) if earlier.get("version") == version and commands[: len(done)] == done else 0
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
         logger.info("\n[%d/%d] %s\n%s\n", number, len(plan), stage.title, shown)
@@ -177,7 +190,7 @@ def run(plan: Sequence[Stage], progress: Path) -> None:
             raise SystemExit(f"\nStage {number} of {len(plan)} ({stage.title}) {end}:\n{shown}") from None
         logger.info("%s: %s", stage.title, _duration(time.monotonic() - start))
         with replacing(progress) as partial:
-            partial.write_text(json.dumps(commands[:number], indent=2) + "\n")
+            partial.write_text(json.dumps({"version": version, "finished": commands[:number]}, indent=2) + "\n")
     progress.unlink(missing_ok=True)
 
 
