@@ -158,9 +158,9 @@ def test_links_hold_the_chosen_cases_only(tmp_path: Path) -> None:
         (source / name).parent.mkdir(parents=True)
         (source / name).touch()
     (source / "c.nii.gz").touch()
-    link_cases(source, ["a"], target)
+    link_cases(source, ["a"], target=target)
     assert (target / "a/scan").is_file()
-    link_cases(source, ["b", "c"], target)
+    link_cases(source, ["b", "c"], target=target)
     assert sorted(path.name for path in target.iterdir()) == ["b", "c.nii.gz"]
     assert (source / "a/scan").is_file()
 

@@ -14,7 +14,7 @@ import torch
 from monai.bundle import run
 from torch.nn.functional import avg_pool3d
 
-from tests.conftest import REPO
+from tools import REPO
 from tools.phantoms import write_volume
 
 CONFIGS = REPO / "bundles/vnet_atrial_mri/configs"

@@ -44,7 +44,7 @@ class Stage(NamedTuple):
         return " ".join(_quoted(word) for word in [_from_here(self.command[0]), *self.command[1:]])
 
 
-def demo(bundle: str, data: str | None = None, output: str = "demo", **overrides: Any) -> None:
+def demo(bundle: str, *, data: str | None = None, output: str = "demo", **overrides: Any) -> None:
     """Train BUNDLE, segment scans that it has not seen, score them and draw the result.
 
     Without DATA everything happens on phantoms and takes a few minutes on two cores. With DATA, labelled scans in the
@@ -102,7 +102,7 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
         train, unseen = Path(data), output / "unseen"
         held_out = max(1, round(HELD_OUT * len(find_cases(train))))
         split_file = split(data, str(output / "split.json"), validation=held_out)
-        link_cases(train, json.loads(split_file.read_text())["validation"], unseen)
+        link_cases(train, json.loads(split_file.read_text())["validation"], target=unseen)
     unseen_split = output / "unseen.json"
     with replacing(unseen_split) as partial:
         partial.write_text(json.dumps({"training": [], "validation": find_cases(unseen)}, indent=2) + "\n")
@@ -110,7 +110,7 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
     return {name: str(path) for name, path in places.items()}
 
 
-def link_cases(source: Path, cases: Iterable[str], target: Path) -> None:
+def link_cases(source: Path, cases: Iterable[str], *, target: Path) -> None:
     """Makes `target` a folder of links to the folders or files of `cases` in `source`, and to nothing else."""
     target.mkdir(parents=True, exist_ok=True)
     for link in target.iterdir():
