@@ -56,9 +56,9 @@ def test_short_training_on_real_scans_finds_and_segments_the_atrium(full_field: 
     torch.set_num_threads(2)
     start = time.monotonic()
     try:
-        locator = {"coarse_size": [80, 80, 16], "max_epochs": 12}
+        locator = {"coarse_size": [80, 80, 16], "max_epochs": 10}
         run("training", config_file=[files["train"], files["train_locator"]], **train, **locator)
-        run("training", config_file=files["train"], **train, max_epochs=40)
+        run("training", config_file=files["train"], **train, max_epochs=55)
         run("evaluating", config_file=[files["train"], files["evaluate"]], **common, split_file=str(SPLIT))
     finally:
         torch.set_num_threads(threads)
