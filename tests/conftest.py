@@ -78,11 +78,13 @@ def random_weights(bundle: str, target: Path, **overrides: Any) -> Path:
     import torch
     from monai.bundle import ConfigParser
 
-    for name, network in recipe(bundle)["weights"].items():
+    configs = REPO / "bundles" / bundle / "configs"
+    for name, source in recipe(bundle)["weights"].items():
         torch.manual_seed(0)
-        parser = ConfigParser(ConfigParser.load_config_file(REPO / "bundles" / bundle / "configs/inference.yaml"))
+        parser = ConfigParser()
+        parser.read_config([str(configs / f"{stem}.yaml") for stem in source["files"]])
         parser.update(overrides)
-        torch.save(parser.get_parsed_content(network).state_dict(), target / name)
+        torch.save(parser.get_parsed_content(source["network"]).state_dict(), target / name)
     for name, value in recipe(bundle).get("values", {}).items():
         (target / name).write_text(json.dumps(value), encoding="utf-8")
     return target
