@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import NamedPath, each_bundle, package
+from tests.conftest import NamedPath, each_bundle, package, recipe
 from tests.runs import arguments, cases, command_line, copy, run
 from tests.spoilt import IMAGE, PAIR, cut, remove
 from tools import REPO
@@ -147,7 +147,8 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_weights(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
     """Every file of weights is checked before the first scan is segmented."""
     spoil, rule = WEIGHTS[name]
-    for path in sorted((folder / "models").glob("*.pt")):
+    shipped = [file for file, source in recipe(bundle)["weights"].items() if source["files"] == ["inference"]]
+    for path in [folder / "models" / file for file in shipped]:
         good = path.read_bytes()
         spoil(path)
         message = refusal(bundle, workflow, data=data, folder=folder)
