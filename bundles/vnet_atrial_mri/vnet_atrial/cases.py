@@ -76,7 +76,8 @@ def check_cases(
         raise InputError(problems)
     rules: dict[str, Any] = {"label_values": [set(values) for values in label_values], "foreground": foreground}
     keys = [*images, *([] if label is None else [label])]
-    cases = [case for split in splits for case in split]
+    # Absolute before the threads start: the first import of itk changes the working directory for a moment.
+    cases = [{**case, **{key: str(Path(case[key]).absolute()) for key in keys}} for split in splits for case in split]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda case: list(_problems_of_case(case, keys, label, **rules)), cases)
         problems = [problem for case in tqdm(found, "Checking scans", len(cases), unit="case") for problem in case]

@@ -18,7 +18,7 @@ SPLITS = ("training", "validation")
 
 
 def _existing(dataset_dir: str | Path) -> Path:
-    root = Path(dataset_dir)
+    root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
     if not root.is_dir():
         raise InputError([("", str(root), "dataset_dir does not exist or is no folder")])
     return root
@@ -108,7 +108,7 @@ def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[
     Raises:
         InputError: when `dataset_dir` does not exist or holds no NRRD or NIfTI volume.
     """
-    root = Path(dataset_dir)
+    root = Path(dataset_dir).absolute()
     if root.is_file():
         return [{"case": root.name.split(".")[0], "image": str(root)}]
     root = _existing(root)
@@ -125,4 +125,5 @@ def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[
 
 def root_folder(dataset_dir: str | Path) -> str:
     """Returns `dataset_dir`, or the folder it lies in when it is a single volume; results keep their place below it."""
-    return str(Path(dataset_dir).parent if Path(dataset_dir).is_file() else dataset_dir)
+    root = Path(dataset_dir).absolute()
+    return str(root.parent if root.is_file() else root)
