@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint
@@ -195,8 +197,10 @@ class TrainingState:
         logger.info("Resumed from %s after epoch %d", self.path, epoch)
 
     def seed_epoch(self, engine: Engine) -> None:
-        """Seeds shuffling and augmentation of this epoch."""
+        """Seeds everything random in this epoch."""
         seed = self.seed + engine.state.epoch
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         set_rnd(self.dataset, seed + 10_000 * idist.get_rank())
         sampler = engine.data_loader.sampler

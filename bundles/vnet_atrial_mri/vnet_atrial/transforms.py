@@ -1,4 +1,4 @@
-"""Transforms that MONAI lacks: coarse-to-fine cropping, level sets, resampling that leaves other entries alone."""
+"""Transforms that MONAI lacks: coarse-to-fine cropping and level sets."""
 
 from __future__ import annotations
 
@@ -10,29 +10,17 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Crop, InvertibleTransform, MapTransform, SpacingD
+from monai.transforms import Crop, InvertibleTransform, MapTransform
 from monai.utils import convert_to_dst_type, optional_import
 from torch import nn
 
 from .cases import InputError
 from .locator import find_box, patch_start
 
-__all__ = ["LevelSetd", "LocateAtriumd", "OwnKeysSpacingd", "level_set"]
+__all__ = ["LevelSetd", "LocateAtriumd", "level_set"]
 
 logger = logging.getLogger(__name__)
 ndimage, _ = optional_import("scipy.ndimage")
-
-
-class OwnKeysSpacingd(SpacingD):
-    """`Spacingd` that sees its own keys only.
-
-    MONAI 1.6.1's updates every entry whose name starts with `image_`, and fails on the string `image_path` that MONAI
-    Label adds.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
-        """Returns `data` with its keys resampled."""
-        return {**data, **super().__call__({key: data[key] for key in self.key_iterator(data)}, lazy)}
 
 
 class LocateAtriumd(MapTransform, InvertibleTransform):
