@@ -1,0 +1,288 @@
+"""Where the scans lie: ACDC as distributed or re-organised, corrupted and foreign test sets; their slices in memory."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import Dataset
+from monai.utils import convert_to_tensor
+from tqdm import tqdm
+
+from .cases import InputError
+from .splits import SPLITS, drawn_split, published_split, split_of_file
+
+__all__ = ["SliceDataset", "evaluation_cases", "find_images", "read_split", "root_folder"]
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".nii.gz", ".nii", ".nrrd")
+FRAMES = ("ED", "ES")
+NO_IMAGES = ("_gt", "_seg", "_4d")
+CLEAN = "clean"
+
+Case = dict[str, str]
+Problem = tuple[str, str, str]
+
+
+def _existing(folder: str | Path, name: str = "dataset_dir") -> Path:
+    path = Path(folder).absolute()  # the first import of itk changes the working directory for a moment
+    if not path.is_dir():
+        raise InputError([("", str(path), f"{name} does not exist or is no folder")])
+    return path
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
+def _volume(folder: Path, stem: str) -> Path:
+    """Returns the path of `stem` with the first known suffix that exists, else with ACDC's."""
+    paths = [folder / (stem + suffix) for suffix in SUFFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _is_reorganised(folder: Path) -> bool:
+    return any(any(folder.glob(f"{frame}_{kind}.*")) for frame in FRAMES for kind in ("img", "seg"))
+
+
+def _is_patient(folder: Path) -> bool:
+    return _is_reorganised(folder) or (folder / "Info.cfg").is_file() or any(folder.glob("*_frame*"))
+
+
+def _patients(root: Path) -> dict[str, Path]:
+    """Folders below `root`, or below its `training` and `testing` where these hold the patients, by name."""
+    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    if not any(map(_is_patient, folders)):
+        parts = [folder for folder in folders if folder.name in ("training", "testing")]
+        folders = [entry for part in parts for entry in sorted(part.iterdir()) if entry.is_dir()] or folders
+    return {folder.name: folder for folder in folders}
+
+
+def _info(folder: Path) -> dict[str, str]:
+    """Entries of a patient's `Info.cfg`; empty where there is none."""
+    path = folder / "Info.cfg"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _problems(folder: Path) -> Iterator[Problem]:
+    """Yields what keeps the frames of a patient's folder from being named."""
+    if not _is_patient(folder):
+        yield folder.name, str(folder), "holds neither Info.cfg and frames nor ED_img and ES_img"
+    if _is_reorganised(folder):
+        return
+    info = _info(folder)
+    for frame in FRAMES:
+        name, number = f"{folder.name}_{frame}", info.get(frame, "")
+        if not number.isdecimal():
+            yield name, str(folder / "Info.cfg"), f"must give the number of the {frame} frame"
+        elif not (image := _frame(folder, number)).is_file():
+            yield name, str(image), f"image is missing, Info.cfg names frame {number} as {frame}"
+
+
+def _frame(folder: Path, number: str, ending: str = "") -> Path:
+    return _volume(folder, f"{folder.name}_frame{int(number):02d}{ending}")
+
+
+def _cases_of(folder: Path) -> Iterator[Case]:
+    """Yields the labelled cases of a patient: ED and ES; a re-organised folder may hold one of them alone."""
+    info = {} if _is_reorganised(folder) else _info(folder)
+    for frame in FRAMES:
+        if not info and not any(folder.glob(f"{frame}_*")):
+            continue
+        image = _frame(folder, info[frame]) if info else _volume(folder, f"{frame}_img")
+        label = _frame(folder, info[frame], "_gt") if info else _volume(folder, f"{frame}_seg")
+        case = {"case": f"{folder.name}_{frame}", "patient": folder.name, "frame": frame}
+        yield {**case, "image": str(image), "label": str(label)}
+
+
+def _cases(folders: Sequence[Path]) -> list[Case]:
+    problems = [problem for folder in folders for problem in _problems(folder)]
+    if problems:
+        raise InputError(problems)
+    return [case for folder in folders for case in _cases_of(folder)]
+
+
+def read_split(
+    dataset_dir: str | Path,
+    split_file: str | Path | None = None,
+    *,
+    setting: str | float | None = None,
+    cval: int = 0,
+    strict: bool = True,
+    seed: int = 123,
+    validation: float = 0.2,
+) -> dict[str, list[Case]]:
+    """Lists the labelled ED and ES volumes of a data set by split; both frames of a patient are in the same.
+
+    Args:
+        dataset_dir: folder of patients, each as ACDC distributes it (`patientNNN/` with `Info.cfg`,
+            `patientNNN_frameFF.nii.gz` and `..._gt.nii.gz`; also below `training/` and `testing/`) or re-organised
+            (`<patient>/{ED,ES}_{img,seg}.nii.gz`).
+        split_file: JSON file with lists of patients under `training`, `validation` and, if wanted, `test`.
+        setting: instead of a file, a setting of the authors, see `published_split`; their patient `001` is the folder
+            `001` or `patient001`.
+        cval: which of the published draws.
+        strict: keeps patients that train out of the published validation lists.
+        seed: seed of the draw when there is neither file nor setting.
+        validation: fraction of the patients for validation then, the same of every `Group` in `Info.cfg`; patients
+            below `testing/` are the test split.
+
+    Returns:
+        `{"training": cases, "validation": cases, "test": cases}`, a case being `{"case", "patient", "frame", "image",
+        "label"}`, for example `{"case": "patient001_ED", "patient": "patient001", "frame": "ED", ...}`.
+
+    Raises:
+        InputError: when the folder does not exist or a patient has none in it, the split file is damaged or lists a
+            patient twice, the setting is unknown or asks for too many patients, or `Info.cfg` names a frame that is
+            not there.
+    """
+    root = _existing(dataset_dir)
+    folders = _patients(root)
+    if split_file is not None and setting is not None:
+        raise InputError([("", str(split_file), f"split_file and setting {setting} exclude each other")])
+    if split_file is not None:
+        split = split_of_file(split_file)
+    elif setting is not None:
+        split = published_split(setting, cval, strict=strict)
+    else:
+        test = [name for name, folder in folders.items() if folder.parent != root and folder.parent.name == "testing"]
+        groups = {name: _info(folder).get("Group", "") for name, folder in folders.items() if name not in test}
+        if len(groups) < 2:
+            raise InputError([("", str(root), f"needs two patient folders or more to train, holds {len(groups)}")])
+        split = drawn_split(groups, validation=validation, seed=seed) | {"test": test}
+    known = {_number(name): name for name in folders} | {name: name for name in folders}
+    absent = [(name, str(root / name), "has no folder") for key in SPLITS for name in split[key] if name not in known]
+    if absent:
+        raise InputError(absent)
+    return {key: _cases([folders[known[name]] for name in split[key]]) for key in SPLITS}
+
+
+def evaluation_cases(
+    cases: Mapping[str, list[Case]], *, test_sets: Mapping[str, str] | None = None, subset: str | None = None
+) -> list[Case]:
+    """Lists the cases of one or several test sets.
+
+    Args:
+        cases: what `read_split` returned.
+        test_sets: further data sets by name: folders in any layout of `read_split`. Where one holds patients of the
+            split, or versions `<patient>_<j>` of them, those of the patients in `subset` are taken, else all.
+        subset: which split to test; by default `test`, or `validation` where the split has no test patients.
+
+    Returns:
+        Cases with their set under `set`: `clean` for those of the split. Names are unique: those of a further set
+        start with its name, for example `RandomMotion/patient001_0_ED`. Those that `corrupt.yaml` made, which lie
+        beside a `manifest.json`, are marked `scaled`: their intensities must not be scaled again.
+
+    Raises:
+        InputError: when `subset` is no split, or a set is called `clean`, has no folder or none of the patients.
+    """
+    subset = subset or ("test" if cases["test"] else "validation")
+    if subset not in SPLITS:
+        raise InputError([("", "subset", f"must be one of {', '.join(SPLITS)}, got {subset}")])
+    if CLEAN in (test_sets or {}):
+        raise InputError([("", "test_sets", f"{CLEAN} is the name of the split's own scans")])
+    logger.info("Testing on the %s split", subset)
+    tested, known = ({_number(case["patient"]) for key in keys for case in cases[key]} for keys in ([subset], SPLITS))
+    found = [{**case, "set": CLEAN} for case in cases[subset]]
+    for name, folder in (test_sets or {}).items():
+        root = _existing(folder, f"test set {name}")
+        sources = {path: _source(path.name, known) for path in _patients(root).values()}
+        foreign = known.isdisjoint(map(_number, sources.values()))
+        taken = [path for path, source in sources.items() if foreign or _number(source) in tested]
+        if not taken:
+            raise InputError([("", str(root), f"test set {name} holds no patient of the {subset} split")])
+        for case in _cases(taken):
+            patient = sources[Path(case["image"]).parent]
+            entry = {**case, "case": f"{name}/{case['case']}", "patient": patient, "set": name}
+            found.append(entry | ({"scaled": "by corrupt.yaml"} if (root / "manifest.json").is_file() else {}))
+    return found
+
+
+def _number(patient: str) -> str:
+    """Returns the name of a patient without ACDC's `patient`."""
+    return patient.removeprefix("patient")
+
+
+def _source(folder: str, known: set[str]) -> str:
+    """Returns the patient of a folder `<patient>` or `<patient>_<j>`."""
+    return folder if _number(folder) in known else re.sub(r"_\d+$", "", folder)
+
+
+def find_images(dataset_dir: str | Path) -> list[Case]:
+    """Lists the scans to segment: a volume, a folder of volumes, or patients in the layouts of `read_split`.
+
+    Of a patient the ED and ES frames are taken; label maps (`*_gt`, `*_seg`) and cine series (`*_4d`) are not.
+
+    Args:
+        dataset_dir: a volume, a folder of volumes, or a folder of patients.
+
+    Returns:
+        Cases `{"case", "image"}`, sorted by name.
+
+    Raises:
+        InputError: when `dataset_dir` does not exist or holds no NIfTI or NRRD volume, or an `Info.cfg` names a frame
+            that is not there.
+    """
+    root = Path(dataset_dir).absolute()
+    if root.is_file():
+        return [{"case": _stem(root), "image": str(root)}]
+    root = _existing(root)
+    patients = [folder for folder in _patients(root).values() if _is_patient(folder)]
+    frames = [case for case in _cases(patients) if Path(case["image"]).is_file()]
+    cases = [{"case": case["case"], "image": case["image"]} for case in frames]
+    volumes = [path for path in sorted(root.iterdir()) if path.name.endswith(SUFFIXES) and path.is_file()]
+    flat = [path for path in volumes if not _stem(path).endswith(NO_IMAGES)]
+    cases += [{"case": _stem(path), "image": str(path)} for path in flat]
+    if not cases:
+        raise InputError([("", str(root), f"holds neither patients nor a volume {' '.join(SUFFIXES)}")])
+    return cases
+
+
+def root_folder(dataset_dir: str | Path) -> str:
+    """Returns `dataset_dir`, or the folder of a single volume: below it, results are placed as the scans are."""
+    root = Path(dataset_dir).absolute()
+    return str(root.parent if root.is_file() else root)
+
+
+class SliceDataset(Dataset):
+    """The labelled 2D slices of volumes, kept in memory.
+
+    Every volume is read once. Slices `[..., z]` without any label are left out. What `transform` gets is `{"image":
+    (1, H, W) float32, "label": (1, H, W) uint8}`, plain tensors that it must not change in place.
+
+    Args:
+        data: volumes `{"image": path, "label": path}`.
+        volume_transform: deterministic, from such a volume to tensors `(1, H, W, D)`.
+        transform: of a slice, usually random; applied at every access.
+        num_workers: threads that read.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        *,
+        volume_transform: Callable[[Any], Any],
+        transform: Callable[[Any], Any],
+        num_workers: int = 4,
+    ) -> None:
+        def slices(volume: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
+            return list(_labelled_slices(volume_transform(dict(volume))))
+
+        with ThreadPool(num_workers or 1) as pool:
+            stacks = list(tqdm(pool.imap(slices, data), "Reading slices", len(data), unit="volume"))
+        super().__init__([item for stack in stacks for item in stack], transform)
+
+
+def _labelled_slices(volume: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+    image = convert_to_tensor(volume["image"], dtype=torch.float32, track_meta=False)
+    label = convert_to_tensor(volume["label"], dtype=torch.uint8, track_meta=False)
+    for z in range(label.shape[-1]):
+        if label[..., z].any():
+            yield {"image": image[..., z].contiguous(), "label": label[..., z].contiguous()}

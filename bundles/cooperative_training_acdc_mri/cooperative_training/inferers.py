@@ -1,0 +1,34 @@
+"""Inference of stacks of slices with a 2D network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
+
+__all__ = ["StackInferer"]
+
+
+class StackInferer(Inferer):
+    """Passes whole slices `[..., z]` of volumes through a 2D network, several at once.
+
+    Args:
+        sw_batch_size: slices per pass at most.
+    """
+
+    def __init__(self, sw_batch_size: int = 32) -> None:
+        super().__init__()
+        self.sw_batch_size = sw_batch_size
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Returns the network's outputs `(B, C, H, W, D)` for volumes `(B, 1, H, W, D)`."""
+        volumes = convert_to_tensor(inputs, track_meta=False)
+        slices = volumes.movedim(-1, 1).flatten(0, 1)
+        outputs = torch.cat([network(part, *args, **kwargs) for part in slices.split(self.sw_batch_size)])
+        stacks = outputs.reshape(len(volumes), -1, *outputs.shape[1:]).movedim(1, -1)
+        return convert_to_dst_type(stacks, inputs)[0]

@@ -1,0 +1,126 @@
+"""Which patients train, validate and test: files, the published settings, and seeded draws."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import BUNDLE_ROOT
+from .cases import InputError
+
+__all__ = ["SPLITS", "drawn_split", "published_split", "split_of_file"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("training", "validation", "test")
+PUBLISHED = Path(BUNDLE_ROOT, "configs", "splits_published.json")
+UPPER_BOUND = "_upperbound"
+
+Split = dict[str, list[str]]
+
+
+def split_of_file(path: str | Path) -> Split:
+    """Reads the patients of a JSON file with lists `training`, `validation` and, if wanted, `test`.
+
+    Raises:
+        InputError: when the file does not exist or is damaged, or lists a patient twice.
+    """
+    if not Path(path).is_file():
+        raise InputError([("", str(path), "split file does not exist")])
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError([("", str(path), f"is no valid JSON ({error})")]) from error
+    split: dict[str, Any] = {"test": []} | content if isinstance(content, dict) else {}
+    if not all(isinstance(split.get(name), list) for name in SPLITS):
+        rule = "must hold lists of case names under 'training' and 'validation', and may under 'test'"
+        raise InputError([("", str(path), rule)])
+    counts = Counter(str(patient) for name in SPLITS for patient in split[name])
+    twice = [(patient, str(path), "is listed twice") for patient, count in counts.items() if count > 1]
+    if twice:
+        raise InputError(twice)
+    return {name: [str(patient) for patient in split[name]] for name in SPLITS}
+
+
+def drawn_split(groups: Mapping[str, str], *, validation: float, seed: int) -> Split:
+    """Draws the validation patients, from every group its share.
+
+    Args:
+        groups: the group of every patient, two patients or more.
+        validation: fraction of the patients for validation.
+        seed: seed of the shuffle.
+
+    Returns:
+        Sorted patients by split; `test` is empty.
+    """
+    sizes, seen = Counter(groups.values()), Counter[str]()
+    place = {}
+    for patient in np.random.RandomState(seed).permutation(sorted(groups)).tolist():
+        group = groups[patient]
+        seen[group] += 1
+        place[patient] = (seen[group] - 0.5) / sizes[group]
+    order = sorted(place, key=lambda patient: place[patient])
+    count = max(1, round(validation * len(order)))
+    return {"training": sorted(order[count:]), "validation": sorted(order[:count]), "test": []}
+
+
+def published_split(setting: str | float, cval: int = 0, *, strict: bool = True) -> Split:
+    """Patients of a setting of the authors' implementation, named `001` to `100` as in ACDC.
+
+    Args:
+        setting: `standard`; a number of training patients or a fraction of the pool of 40; `one_shot`, `three_shot`,
+            and with the 25 unlabelled patients `one_shot_upperbound`, `three_shot_upperbound`, `25_shot_upperbound`.
+        cval: which of the five draws, 0 to 4; of no effect in `standard`.
+        strict: leaves patients that train out of the validation; the published lists overlap in some settings, for
+            example `10` with `cval` 1 and 4.
+
+    Raises:
+        InputError: when the setting or `cval` is unknown, or asks for more patients than the pool holds.
+    """
+    published: dict[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    setting = str(setting)
+    if cval not in range(len(published["validation"])):
+        raise InputError([("", "cval", f"must be one of 0 to {len(published['validation']) - 1}, got {cval}")])
+    if setting == "standard":
+        return {**published["standard"], "test": published["test"]}
+    kind = setting.removesuffix(UPPER_BOUND)
+    validation = published["validation"][cval]
+    if kind == "one_shot":
+        training = [published[kind][cval]]
+        others = [patient for patient in published[kind] if patient not in training]
+        validation = list(dict.fromkeys([*validation, *others]))
+    elif kind == "three_shot":
+        training = published[kind][cval]
+    else:
+        wanted = "25" if setting == f"25_shot{UPPER_BOUND}" else setting
+        training = _drawn_from(published["pool"], wanted, cval)
+    if setting.endswith(UPPER_BOUND):
+        training = [*training, *published["unlabelled"]]
+    shared = [patient for patient in validation if patient in training]
+    if shared and strict:
+        validation = [patient for patient in validation if patient not in shared]
+    elif shared:
+        logger.warning("Setting %s, cval %d: %s train and validate, as published", setting, cval, ", ".join(shared))
+    return {"training": training, "validation": validation, "test": published["test"]}
+
+
+def _drawn_from(pool: Sequence[str], wanted: str, seed: int) -> list[str]:
+    """Draws `wanted` patients (a number, or a fraction below 1) as scikit-learn's `train_test_split` does."""
+    try:
+        number = float(wanted)
+    except ValueError:
+        names = f"standard, one_shot, three_shot, these two and 25_shot with {UPPER_BOUND}, or a number of patients"
+        raise InputError([("", "setting", f"must be one of {names}; got {wanted}")]) from None
+    count = int(number * len(pool)) if 0 < number < 1 else number
+    if count not in range(1, len(pool) + 1):
+        raise InputError([("", "setting", f"must take 1 to {len(pool)} patients of the published pool, got {wanted}")])
+    if count == len(pool):
+        return list(pool)
+    drawn = np.random.RandomState(seed).permutation(len(pool))[len(pool) - int(count) :]
+    return [pool[index] for index in drawn]
