@@ -47,6 +47,12 @@ def workflows(bundle: str) -> list[str]:
     return list(recipe(bundle)["workflows"])
 
 
+def label_values(bundle: str) -> set[int]:
+    """Values of the bundle's label maps, from its metadata."""
+    metadata = json.loads((REPO / "bundles" / bundle / "configs/metadata.json").read_text(encoding="utf-8"))
+    return {int(value) for value in metadata["network_data_format"]["outputs"]["pred"]["channel_def"]}
+
+
 def package(bundle: str) -> str:
     """Name of the bundle's Python package."""
     (init,) = (REPO / "bundles" / bundle).glob("*/__init__.py")

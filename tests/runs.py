@@ -20,7 +20,9 @@ IDS = ("evaluating", "inference", "training")  # an evaluation is an overlay of 
 
 
 def run_id(bundle: str, workflow: str) -> str:
-    """What a workflow does: `training`, `evaluating` or `inference`."""
+    """What a workflow does: `training`, `evaluating` or `inference`, unless the recipe names another id."""
+    if named := recipe(bundle)["workflows"][workflow].get("run_id"):
+        return str(named)
     config = ConfigParser.load_config_files(config_files(bundle, workflow))
     return next(name for name in IDS if name in config)
 
@@ -68,6 +70,18 @@ def cases(bundle: str, data: Path) -> dict[str, list[Case]]:
     parser["dataset_dir"] = str(data)
     found = {"training": "train::dataset::data", "validation": "validate::dataset::data"}
     return {split: parser.get_parsed_content(name) for split, name in found.items()}
+
+
+def prediction(results: Path, case: Case, *, data: Path) -> Path:
+    """The mask of a case: it lies in the results as the scan in the data folder, with `_` after its name."""
+    scan = Path(case["image"]).relative_to(data)
+    (path,) = results.rglob(str(scan.parent / f"{stem(scan)}_*"))
+    return path
+
+
+def stem(path: Path) -> str:
+    """File name without what names the format."""
+    return path.name.removesuffix(".gz").rpartition(".")[0]
 
 
 def load(path: Path) -> Any:

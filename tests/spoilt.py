@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.runs import Case
+from tests.runs import Case, stem
 
 Spoil = Callable[[Case], tuple[str, str]]  # what to spoil in a case; returns the file and the rule that it breaks now
 
@@ -22,7 +22,7 @@ def array(path: str) -> NDArray[Any]:
 
 
 def rewrite(path: str, volume: NDArray[Any], *, spacing: float = 1.0, compression: bool = True) -> str:
-    """Replaces the voxels of a NRRD file; its spacing is stretched, its origin stays."""
+    """Replaces the voxels of a file; its spacing is stretched, its origin stays."""
     old = itk.imread(path)
     image = itk.image_from_array(np.ascontiguousarray(volume.T))
     size = len(image.GetSpacing())
@@ -33,13 +33,13 @@ def rewrite(path: str, volume: NDArray[Any], *, spacing: float = 1.0, compressio
 
 
 def as_nifti(path: str, volume: NDArray[Any], suffix: str = ".nii.gz") -> str:
-    """Replaces a NRRD file by a NIfTI file on the phantoms' grid, whichever that is."""
+    """Replaces a file by a NIfTI file on the phantoms' grid, whichever that is."""
     affine = np.eye(4)
     old = itk.imread(path)
     affine[:3, :3] = np.diag([-1.0, -1.0, 1.0] * np.array(old.GetSpacing()))
     affine[:3, 3] = [-1.0, -1.0, 1.0] * np.array(old.GetOrigin())
     Path(path).unlink()
-    target = path.replace(".nrrd", suffix)
+    target = str(Path(path).with_name(stem(Path(path)) + suffix))
     nibabel.save(nibabel.Nifti1Image(volume, affine), target)
     return target
 
@@ -52,8 +52,13 @@ def cut(path: str) -> str:
 
 def with_voxel(volume: NDArray[Any], value: float) -> NDArray[Any]:
     changed = volume.astype(np.float32)
-    changed[3, 4, 5] = value
+    changed[3, 4, -1] = value
     return changed
+
+
+def flat(volume: NDArray[Any]) -> NDArray[Any]:
+    """The slice in the middle."""
+    return volume[:, :, volume.shape[2] // 2]
 
 
 def remove(path: str) -> str:
@@ -67,9 +72,9 @@ def garbage(path: str) -> str:
 
 
 IMAGE: dict[str, Spoil] = {
-    "garbled NRRD": lambda case: (garbage(case["image"]), "image cannot be read"),
-    "truncated NRRD": lambda case: (cut(case["image"]), "image cannot be read"),
-    "truncated raw NRRD": lambda case: (
+    "garbled": lambda case: (garbage(case["image"]), "image cannot be read"),
+    "truncated": lambda case: (cut(case["image"]), "image cannot be read"),
+    "truncated raw": lambda case: (
         cut(rewrite(case["image"], array(case["image"]), compression=False)),
         "image cannot be read",
     ),
@@ -84,7 +89,7 @@ IMAGE: dict[str, Spoil] = {
         as_nifti(case["image"], with_voxel(array(case["image"]), -np.inf)),
         "image holds NaN or infinite voxels",
     ),
-    "2D": lambda case: (rewrite(case["image"], array(case["image"])[:, :, 8]), "image must be a 3D volume"),
+    "2D": lambda case: (rewrite(case["image"], flat(array(case["image"]))), "image must be a 3D volume"),
     "4D": lambda case: (
         as_nifti(case["image"], np.stack([array(case["image"])] * 2, axis=-1)),
         "image must be a 3D volume",
@@ -113,5 +118,5 @@ PAIR: dict[str, Spoil] = {
         "label values must be among",
     ),
     "empty label": lambda case: (rewrite(case["label"], 0 * array(case["label"])), "label is empty"),
-    "2D label": lambda case: (rewrite(case["label"], array(case["label"])[:, :, 8]), "label must be a 3D volume"),
+    "2D label": lambda case: (rewrite(case["label"], flat(array(case["label"]))), "label must be a 3D volume"),
 }

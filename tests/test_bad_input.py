@@ -14,13 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import NamedPath, each_bundle, package, recipe
+from tests.conftest import NAMES, NamedPath, each_bundle, package, recipe
 from tests.runs import arguments, cases, command_line, copy, run
 from tests.spoilt import IMAGE, PAIR, cut, remove
 from tools import REPO
 
 SPOILT = [(workflow, name) for workflow in ("train", "evaluate", "inference") for name in IMAGE] + [
     (workflow, name) for workflow in ("train", "evaluate") for name in PAIR
+]
+REFUSED = [
+    pytest.param(bundle, workflow, rule, id=f"{bundle}-{workflow}-{'-'.join(rule['overrides'])}")
+    for bundle in NAMES
+    for rule in recipe(bundle)["refused"]
+    for workflow in rule["workflows"]
 ]
 
 
@@ -75,7 +81,7 @@ def test_all_problems_at_once(bundle: str, data: Path, folder: Path) -> None:
     files = [remove(case["label"]) for case in split["training"]]
     message = refusal(bundle, "train", data=data, folder=folder)
     assert all(file in message for file in files)
-    assert "4 problem(s)" in message
+    assert f"{len(files)} problem(s)" in message
 
 
 @each_bundle
@@ -157,13 +163,11 @@ def test_weights(bundle: str, workflow: str, name: str, data: Path, folder: Path
         path.write_bytes(good)
 
 
-def test_weights_of_another_variant(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
-    """Plain weights do not fit the network with attention: the message says what is missing."""
-    bundle = "vnet_atrial_mri"
-    copy(tiny_weights(bundle), tmp_path / "models")
-    variant: dict[str, Any] = {"network_def#attention": True, "network_def#attention_reduction": 2}
-    message = refusal(bundle, "inference", data=phantoms(bundle), folder=tmp_path, **variant)
-    assert f"{tmp_path / 'models/model.pt'}: does not fit the chosen VNet: missing encoder.0.attention." in message
+@pytest.mark.parametrize(("bundle", "workflow", "rule"), REFUSED)
+def test_setting(bundle: str, workflow: str, rule: dict[str, Any], data: Path, folder: Path) -> None:
+    """A setting that cannot be right is refused, and the message says which and why."""
+    found = refusal(bundle, workflow, data=data, folder=folder, writes=rule.get("writes", ()), **rule["overrides"])
+    assert rule["message"] in found
 
 
 @each_bundle
@@ -184,21 +188,6 @@ def test_state_of_another_run(bundle: str, data: Path, folder: Path) -> None:
         message = refusal(bundle, "train", data=data, folder=folder, max_epochs=2, writes={"eval"})
         assert f"{state}: {rule}" in message
         assert state.read_bytes() == before
-
-
-@each_bundle
-def test_fewer_cases_than_a_batch(bundle: str, data: Path, folder: Path) -> None:
-    """An epoch without a single step is no training."""
-    message = refusal(bundle, "train", data=data, folder=folder, batch_size=5, writes={"eval"})
-    assert "batch_size: there are fewer training cases than one batch takes" in message
-
-
-@pytest.mark.parametrize("workflow", ["train", "evaluate", "inference"])
-@each_bundle
-def test_patch_size(bundle: str, workflow: str, data: Path, folder: Path) -> None:
-    """A patch that the network cannot halve often enough is refused before anything is loaded."""
-    message = refusal(bundle, workflow, data=data, folder=folder, patch_size=[32, 40, 16])
-    assert "patch_size: must be multiples of 16, got [32, 40, 16]" in message
 
 
 @each_bundle

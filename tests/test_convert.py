@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 from pathlib import Path
 from zlib import crc32
 
@@ -14,7 +12,7 @@ import yaml
 from tests.golden_rule import reference_state
 from tools import REPO
 from tools import convert as module
-from tools.convert import KeyMap, convert, load_key_map, load_role, read_checkpoint
+from tools.convert import KeyMap, convert, load_key_map, load_role
 
 BUNDLE = "toy"
 KEY_MAPS = {path.parent.name: path for path in (REPO / "tools" / "recipes").glob("*/keys.yaml")}
@@ -22,6 +20,7 @@ ROLES = [(bundle, role) for bundle, path in sorted(KEY_MAPS.items()) for role in
 CONFIG = {
     "width": 2,
     "network_def": "$torch.nn.Sequential(torch.nn.Conv3d(1, @width, (1, 2, 3)), torch.nn.PReLU(@width))",
+    "several_def": "$torch.nn.Sequential(torch.nn.Linear(1, 3), torch.nn.Linear(2, 3, bias=False))",
     "other_def": "$torch.nn.Sequential(torch.nn.PReLU())",
 }
 KEYS = {
@@ -38,6 +37,15 @@ KEYS = {
 }
 KEYS["other"] = KEYS["main"] | {"id": "other_def", "file": "models/other.pt"}
 KEYS["wide"] = KEYS["main"] | {"override": {"width": 3}}
+KEYS["several"] = {
+    "config": "configs/inference.json",
+    "id": "several_def",
+    "file": "models/several.pt",
+    "parts": ["0", "1"],
+    "checkpoint_keys": ["model_state"],
+    "permuted": {"{k}.weight": {"axis": 0, "order": [2, 0, 1]}},
+    "later": {"{k}.bias": 0.5},
+}
 
 
 @pytest.fixture
@@ -115,7 +123,7 @@ def test_key_map_must_be_one_to_one(repo: Path, rename: dict[str, str], reason: 
 def test_unknown_bundle_and_role(repo: Path) -> None:
     with pytest.raises(ValueError, match=r"nobody: no key map tools/recipes/nobody/keys.yaml"):
         load_role("nobody")
-    with pytest.raises(ValueError, match=r"toy: no network 'teacher', .* has main, other, wide"):
+    with pytest.raises(ValueError, match=r"toy: no network 'teacher', .* has main, other, wide, several"):
         load_role(BUNDLE, "teacher")
 
 
@@ -166,58 +174,9 @@ def test_reverse_needs_an_output(repo: Path) -> None:
         convert(BUNDLE, "model.pt", reverse=True)
 
 
-class Hostile:
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, ("ran",)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_pickled_objects_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, legacy: bool) -> None:
-    monkeypatch.chdir(tmp_path)
-    content = {"model_state": {"w": torch.ones(1)}, "extra": Hostile()}
-    torch.save(content, "bad.pt", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ValueError, match=r"bad.pt: not a torch file .*, it asks for \w+\.mkdir"):
-        read_checkpoint(Path("bad.pt"))
-    assert not Path("ran").exists()
-
-
-def test_object_scalars_are_refused(tmp_path: Path) -> None:
-    class ObjectScalar:
-        def __reduce__(self) -> tuple[object, ...]:
-            return np.float64(1).__reduce__()[0], (np.dtype("O"), b"\0" * 8)
-
-    with (tmp_path / "bad.pt").open("wb") as file:
-        torch.save({"mean": ObjectScalar()}, file)
-    with pytest.raises(ValueError, match=r"bad\.pt: not a torch file"):
-        read_checkpoint(tmp_path / "bad.pt")
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", pickle.dumps(print)])
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.pt: not a torch file"):
-        read_checkpoint(tmp_path / "bad.pt")
-
-
-def test_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
-    torch.save({"w": torch.ones(1000)}, tmp_path / "bad.pt")
-    (tmp_path / "bad.pt").write_bytes((tmp_path / "bad.pt").read_bytes()[:2000])
-    with pytest.raises(ValueError, match="damaged"):
-        read_checkpoint(tmp_path / "bad.pt")
-
-
 def test_missing_checkpoint(repo: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         convert(BUNDLE, str(repo / "absent.pt"))
-
-
-def test_numpy_scalars_load(tmp_path: Path) -> None:
-    scalars = [np.float64(60.25), np.float32(0.5), np.int64(-3), np.bool_(True)]
-    torch.save({"scalars": scalars, "state": {"w": torch.ones(2)}}, tmp_path / "in.pt")
-    loaded = read_checkpoint(tmp_path / "in.pt")
-    assert isinstance(loaded, dict)
-    assert loaded["scalars"] == scalars
-    assert [type(value) for value in loaded["scalars"]] == [type(value) for value in scalars]
 
 
 @pytest.mark.parametrize(("bundle", "role"), ROLES)
@@ -227,6 +186,62 @@ def test_key_maps_of_the_bundles(bundle: str, role: str) -> None:
     theirs = key_map.to_reference(ours)
     assert len(theirs) == len(ours) + len(key_map.dropped)
     assert same(key_map.to_ours(theirs), ours)
+
+
+@pytest.fixture
+def several() -> dict[str, dict[str, torch.Tensor]]:
+    """A checkpoint of two parts."""
+    weights = torch.tensor([[10.0], [20.0], [30.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    return {"0": {"weight": weights[0], "bias": torch.tensor([7.0, 8.0, 9.0])}, "1": {"weight": weights[1]}}
+
+
+def save_parts(parts: dict[str, dict[str, torch.Tensor]], folder: Path) -> Path:
+    folder.mkdir()
+    for part, state in parts.items():
+        torch.save(state, folder / f"{part}.pth")
+    return folder
+
+
+@pytest.mark.parametrize("key", [None, "model_state"])
+def test_several_parts_become_one_state(
+    repo: Path, several: dict[str, dict[str, torch.Tensor]], key: str | None
+) -> None:
+    if key is None:
+        source = save_parts(several, repo / "in")
+    else:
+        torch.save({"epoch": 3, key: several}, source := repo / "in.pkl")
+    written = Path(convert(BUNDLE, str(source), network="several"))
+    ours = torch.load(written, weights_only=True)
+    assert {name: value.tolist() for name, value in ours.items()} == {
+        "0.weight": [[30], [10], [20]],  # order [2, 0, 1]: ours 0 is the reference's 2
+        "0.bias": [7, 8, 9],
+        "1.weight": [[5, 6], [1, 2], [3, 4]],
+    }
+    back = Path(convert(BUNDLE, str(written), network="several", output=str(repo / "back"), reverse=True))
+    assert sorted(path.name for path in back.iterdir()) == ["0.pth", "1.pth"]
+    assert all(same(torch.load(back / f"{part}.pth", weights_only=True), several[part]) for part in several)
+
+
+def test_early_checkpoint_is_filled_up(repo: Path, several: dict[str, dict[str, torch.Tensor]]) -> None:
+    del several["0"]["bias"]
+    written = convert(BUNDLE, str(save_parts(several, repo / "in")), network="several")
+    assert torch.load(written, weights_only=True)["0.bias"].tolist() == [0.5, 0.5, 0.5]
+    del several["0"]["weight"]
+    several["0"]["other"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"missing keys \(1\): 0.weight"):
+        convert(BUNDLE, str(save_parts(several, repo / "worse")), network="several")
+
+
+def test_incomplete_parts_are_refused(repo: Path, several: dict[str, dict[str, torch.Tensor]]) -> None:
+    folder = save_parts(several, repo / "in")
+    (folder / "1.pth").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1\.pth"):
+        convert(BUNDLE, str(folder), network="several")
+    torch.save({"model_state": several | {"2": several["1"]}}, repo / "in.pkl")
+    with pytest.raises(
+        ValueError, match=r"no state dict for each of 0, 1, neither .* model_state; the file holds model"
+    ):
+        convert(BUNDLE, str(repo / "in.pkl"), network="several")
 
 
 def test_golden_rule() -> None:

@@ -17,9 +17,11 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, LoadImaged, SaveImaged
 
-from tests.conftest import NamedPath, each_bundle, small
+from tests.conftest import NamedPath, each_bundle, label_values, small
+from tests.runs import cases
 from tools import REPO
 
+Studies = dict[str, list[dict[str, str]]]
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -33,17 +35,14 @@ def installed(bundle: str, weights: NamedPath, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def studies(bundle: str, phantoms: NamedPath, tmp_path: Path) -> list[dict[str, str]]:
-    """The phantoms as NIfTI, the usual format of a study folder, listed as MONAI Label's datastore does."""
+def studies(bundle: str, phantoms: NamedPath, tmp_path: Path) -> Studies:
+    """The phantoms as NIfTI, the usual format of a study folder, to train and to validate as MONAI Label lists them."""
     data = Path(shutil.copytree(phantoms(bundle), tmp_path / "studies"))
     for path in data.rglob("*.nrrd"):
         itk.imwrite(itk.imread(str(path)), str(path.with_suffix(".nii.gz")))
         path.unlink()
-    parser = ConfigParser()
-    parser.read_config(str(REPO / "bundles" / bundle / "configs/train.yaml"))
-    parser.update({**small(bundle, "train"), "dataset_dir": str(data)})
-    found = parser.get_parsed_content("train#dataset#data") + parser.get_parsed_content("validate#dataset#data")
-    return [{"image": case["image"], "label": case["label"]} for case in found]
+    split = cases(bundle, data)
+    return {name: [{key: case[key] for key in ("image", "label")} for case in split[name]] for name in split}
 
 
 def open_inference(folder: Path) -> ConfigParser:
@@ -87,19 +86,19 @@ def noise(network: torch.nn.Module) -> Network:
     return forward
 
 
-def channel_def(folder: Path) -> set[int]:
-    """Label values that MONAI Label shows, from the metadata."""
-    formats = json.loads((folder / "configs/metadata.json").read_text())["network_data_format"]
-    assert next(iter(formats["inputs"])) == "image"
-    assert next(iter(formats["outputs"])) == "pred"
-    return {int(value) for value in formats["outputs"]["pred"]["channel_def"]}
+@each_bundle
+def test_keys(bundle: str) -> None:
+    """MONAI Label takes the names of the first input and of the first output for the keys of a case."""
+    metadata = json.loads((REPO / "bundles" / bundle / "configs/metadata.json").read_text())["network_data_format"]
+    assert next(iter(metadata["inputs"])) == "image"
+    assert next(iter(metadata["outputs"])) == "pred"
 
 
 @each_bundle
-def test_prediction_fits_the_scan(bundle: str, installed: Path, studies: list[dict[str, str]]) -> None:
+def test_prediction_fits_the_scan(bundle: str, installed: Path, studies: Studies) -> None:
     """Whatever the network says, the label map has the scan's own grid, a type that can be written and known values."""
     torch.manual_seed(0)
-    image = studies[0]["image"]
+    image = studies["training"][0]["image"]
     scan = LoadImage(image_only=True, ensure_channel_first=True)(image)
     parser = open_inference(installed)
     network = open_network(parser, installed)
@@ -108,13 +107,13 @@ def test_prediction_fits_the_scan(bundle: str, installed: Path, studies: list[di
         assert prediction.dtype in (torch.uint8, torch.float32)
         assert prediction.shape == (1, *scan.shape[1:])
         torch.testing.assert_close(prediction.affine, scan.affine)
-        assert set(prediction.unique().tolist()) <= channel_def(installed)
-    assert set(prediction.unique().tolist()) == channel_def(installed)
+        assert set(prediction.unique().tolist()) <= label_values(bundle)
+    assert set(prediction.unique().tolist()) == label_values(bundle)
 
 
 @each_bundle
 def test_training_on_the_users_cases(
-    bundle: str, installed: Path, studies: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    bundle: str, installed: Path, studies: Studies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ids that MONAI Label sets suffice: it gives cases but no dataset_dir, and starts from the present weights."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -136,8 +135,8 @@ def test_training_on_the_users_cases(
             **small(bundle, "train"),
             "bundle_root": str(installed),
             "train#trainer#max_epochs": 1,
-            "train#dataset#data": studies[:-1],
-            "validate#dataset#data": studies[-1:],
+            "train#dataset#data": studies["training"],
+            "validate#dataset#data": studies["validation"],
             "device": "cpu",
             "train#handlers": [loader, *ConfigParser.load_config_file(config)["train"]["handlers"]],
         },

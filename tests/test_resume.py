@@ -134,7 +134,9 @@ def test_state_of_a_run_on_other_cases_is_set_aside(bundle: str, phantoms: Named
     first = load(tmp_path / "models/training_state.pt")
     run(bundle, "train", max_epochs=2, batch_size=1, **given)
     assert same(load(tmp_path / "models/training_state_previous.pt"), first)
-    assert load(tmp_path / "models/training_state.pt")["trainer"]["iteration"] == 8
+    trainer = load(tmp_path / "models/training_state.pt")["trainer"]
+    assert trainer["epoch_length"] == 2 * first["trainer"]["epoch_length"]
+    assert trainer["iteration"] == 2 * trainer["epoch_length"]
 
 
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,3 +83,67 @@ def test_missing_and_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty holds no case"):
         split(str(tmp_path / "empty"), str(tmp_path / "s.json"))
+
+
+def make_patients(root: Path, groups: str) -> dict[str, str]:
+    """One folder per letter, which is the patient's group."""
+    names = make_cases(root, len(groups))
+    for name, letter in zip(names, groups, strict=True):
+        (root / name / "Info.cfg").write_text(f"ED: 1\nGroup: {letter}\nWeight: 7\n")
+    return dict(zip(names, groups, strict=True))
+
+
+def test_three_parts(tmp_path: Path) -> None:
+    names = make_cases(tmp_path / "data", 10)
+    content = json.loads(split(str(tmp_path / "data"), str(tmp_path / "s.json"), validation=2, test=0.5).read_text())
+    assert [len(content[part]) for part in ("training", "validation", "test")] == [3, 2, 5]
+    assert sorted(content["training"] + content["validation"] + content["test"]) == names
+    assert content["command"] == "python -m tools split DATA OUTPUT --validation 2 --test 0.5 --seed 123"
+
+
+def test_every_part_has_its_share_of_every_group(tmp_path: Path) -> None:
+    """Twenty patients, ten of A, six of B and four of C: half of each validate, a quarter of them are tested."""
+    groups = make_patients(tmp_path / "data", "ABACABACABACABACBBAA")
+    assert sorted(groups.values()) == sorted("A" * 10 + "B" * 6 + "C" * 4)
+    draws = set()
+    for seed in range(6):
+        path = split(
+            str(tmp_path / "data"), str(tmp_path / "s.json"), validation=0.5, test=4, seed=seed, group="Info.cfg:Group"
+        )
+        content = json.loads(path.read_text())
+        parts = {name: [groups[case] for case in content[name]] for name in ("training", "validation", "test")}
+        assert sorted(parts["validation"]) == sorted("AAAAABBBCC")
+        assert sorted(parts["test"]) == sorted("AABC")
+        assert sum(map(len, parts.values())) == len(groups)
+        draws.add(tuple(content["validation"]))
+    assert len(draws) == 6
+
+
+def test_groups_of_a_part_of_the_cases(tmp_path: Path) -> None:
+    groups = make_patients(tmp_path / "data", "AAAAAABBBBBB")
+    path = split(
+        str(tmp_path / "data"), str(tmp_path / "s.json"), validation=2, count=6, seed=3, group="Info.cfg:Group"
+    )
+    content = json.loads(path.read_text())
+    assert sorted(groups[case] for case in content["validation"]) == ["A", "B"]
+    assert sorted(groups[case] for case in content["training"]) == ["A", "A", "B", "B"]
+    assert content["test"] == []
+    assert content["command"].endswith("--validation 2 --test 0 --seed 3 --count 6 --group Info.cfg:Group")
+
+
+def test_group_that_is_not_there(tmp_path: Path) -> None:
+    make_patients(tmp_path / "data", "AABB")
+    data, output = str(tmp_path / "data"), str(tmp_path / "s.json")
+    with pytest.raises(ValueError, match=r"case\d\d/Info.cfg: has no line 'Height: ...'"):
+        split(data, output, group="Info.cfg:Height")
+    with pytest.raises(FileNotFoundError, match=r"note\.txt"):
+        split(data, output, group="note.txt:Group")
+    assert not (tmp_path / "s.json").exists()
+
+
+@pytest.mark.parametrize(("validation", "test"), [(2, 3), (1, -1), (0, 2), (1, 1.5), (1, 4)])
+def test_impossible_parts(tmp_path: Path, validation: float, test: float) -> None:
+    make_cases(tmp_path / "data", 5)
+    with pytest.raises(ValueError, match=f"validation={validation} and test={test} of 5 cases"):
+        split(str(tmp_path / "data"), str(tmp_path / "s.json"), validation=validation, test=test)
+    assert not (tmp_path / "s.json").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import subprocess
 import sys
@@ -20,10 +19,27 @@ from monai.transforms import LoadImage
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from tests.conftest import NamedPath, each_bundle, recipe
-from tests.runs import arguments, cases, command_line, copy, each_stage, load, network_of, run, same, stages
+from tests.conftest import NAMES, NamedPath, each_bundle, label_values, recipe, workflows
+from tests.runs import (
+    IDS,
+    arguments,
+    cases,
+    command_line,
+    copy,
+    each_stage,
+    load,
+    network_of,
+    prediction,
+    run,
+    run_id,
+    same,
+    stages,
+    stem,
+)
+from tools.phantoms import phantoms as make_phantoms
 
-ATRIAL = "vnet_atrial_mri"
+OTHERS = [(bundle, name) for bundle in NAMES for name in workflows(bundle) if run_id(bundle, name) not in IDS]
+OnGrid = Callable[[str, str], tuple[Path, Path]]
 Grid = tuple[NDArray[Any], NDArray[Any]]
 read = LoadImage(image_only=True)
 
@@ -56,32 +72,44 @@ def trained(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pyte
 @each_bundle
 def test_training_then(bundle: str, kind: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
     """Evaluation and inference load what training left; both end in a row per case and a mask on the scan's grid."""
-    split = cases(bundle, phantoms(bundle))
+    data = phantoms(bundle)
+    split = cases(bundle, data)
     of_kind = split["validation"] if kind == "evaluating" else split["training"] + split["validation"]
-    scans = {str(case["case"]): read(case["image"]) for case in of_kind}
     for stage in stages(bundle, kind):
         results = tmp_path / stage
-        run(bundle, stage, data=phantoms(bundle), folder=trained(bundle), output_dir=str(results))
+        run(bundle, stage, data=data, folder=trained(bundle), output_dir=str(results))
         rows = table(results / ("metrics.csv" if kind == "evaluating" else "report.csv"))
-        assert {row["case"] for row in rows} == set(scans)
-        found = volumes(results)
-        assert len(found) == len(scans)
-        for path in found:
-            mask, scan = read(path), scans[path.parent.name]
+        assert sorted(row["case"] for row in rows) == sorted(case["case"] for case in of_kind)
+        assert len(volumes(results)) == len(of_kind)
+        for case in of_kind:
+            mask, scan = read(prediction(results, case, data=data)), read(case["image"])
             assert mask.shape == scan.shape
             assert torch.allclose(mask.affine, scan.affine, atol=1e-4)
-            assert set(mask.unique().tolist()) <= {0, 1}
+            assert set(mask.unique().tolist()) <= label_values(bundle)
 
 
 @each_bundle
 def test_evaluation_agrees_with_its_masks(bundle: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
-    """The Dice of each row is that of the saved mask and the label file."""
-    run(bundle, "evaluate", data=phantoms(bundle), folder=trained(bundle), output_dir=str(tmp_path))
-    rows = {row["case"]: float(row["dice"]) for row in table(tmp_path / "metrics.csv")}
-    for case in cases(bundle, phantoms(bundle))["validation"]:
-        (path,) = volumes(tmp_path / "predictions" / case["case"])
-        mask, label = read(path) > 0, read(case["label"]) > 0
-        assert rows[case["case"]] == pytest.approx(2 * float((mask & label).sum()) / float(mask.sum() + label.sum()))
+    """The Dice of each row is that of the saved mask and the label file; that of two empty masks is 1."""
+    data = phantoms(bundle)
+    run(bundle, "evaluate", data=data, folder=trained(bundle), output_dir=str(tmp_path))
+    rows = {row["case"]: row for row in table(tmp_path / "metrics.csv")}
+    for case in cases(bundle, data)["validation"]:
+        mask, label = read(prediction(tmp_path, case, data=data)), read(case["label"])
+        for column, (value, stored) in recipe(bundle)["dice"].items():
+            found, true = mask == value, label == stored
+            sizes = float(found.sum() + true.sum())
+            expected = 2 * float((found & true).sum()) / sizes if sizes else 1.0
+            assert float(rows[case["case"]][column]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("bundle", "workflow"), OTHERS)
+def test_further_workflow(bundle: str, workflow: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
+    """What is neither training, evaluation nor inference leaves the files that it is there for."""
+    copy(trained(bundle) / "models", tmp_path / "models")
+    run(bundle, workflow, data=phantoms(bundle), folder=tmp_path)
+    for name in recipe(bundle)["workflows"][workflow]["leaves"]:
+        assert (tmp_path / name).stat().st_size > 0
 
 
 @each_stage
@@ -143,69 +171,47 @@ GRIDS: dict[str, Callable[[NDArray[Any], NDArray[Any]], Grid]] = {
 }
 
 
+GRIDS_OF = [(bundle, name) for bundle in NAMES for name in recipe(bundle)["grids"]["names"]]
+
+
 @pytest.fixture(scope="module")
-def on_grids(phantoms: NamedPath, trained: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
-    """Folder with one scan as NIfTI of odd size and anisotropic spacing, stored in several ways, and its masks."""
+def on_grids(phantoms: NamedPath, trained: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> OnGrid:
+    """One scan as NIfTI of odd size and anisotropic spacing, stored in a certain way, and its mask."""
 
     @cache
-    def folder(bundle: str) -> Path:
-        target = tmp_path_factory.mktemp(f"{bundle}_grids")
+    def pair(bundle: str, name: str) -> tuple[Path, Path]:
+        target = tmp_path_factory.mktemp(f"{bundle}_{name}")
         case = cases(bundle, phantoms(bundle))["validation"][0]
-        scan = read(case["image"]).numpy()[:75, :67, :23]
-        for name, grid in GRIDS.items():
-            file = target / "data" / name / Path(case["image"]).with_suffix(".nii.gz").name
-            file.parent.mkdir(parents=True)
-            nibabel.save(nibabel.Nifti1Image(*grid(scan, np.diag([-4.5, -5.5, 3.0, 1.0]))), file)
+        source = Path(case["image"])
+        folder = copy(source.parent, target / "data" / source.parent.relative_to(phantoms(bundle)))
+        (folder / source.name).unlink()
+        file = folder / f"{stem(source)}.nii.gz"
+        affine = np.diag([*np.multiply(recipe(bundle)["grids"]["spacing"], (-1, -1, 1)), 1.0])
+        nibabel.save(nibabel.Nifti1Image(*GRIDS[name](read(source).numpy()[:-5, :-13, :23], affine)), file)
         run(bundle, "inference", data=target / "data", folder=trained(bundle), output_dir=str(target / "masks"))
-        return target
+        return file, prediction(target / "masks", {"image": str(file)}, data=target / "data")
 
-    return folder
+    return pair
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@each_bundle
-def test_mask_does_not_depend_on_how_the_scan_is_stored(bundle: str, name: str, on_grids: NamedPath) -> None:
-    """Mirrored, permuted or turned in space, a scan gets the mask of the plain one, stored like the scan."""
-    (path,), (plain,), (scan,) = (
-        volumes(on_grids(bundle) / part) for part in (f"masks/{name}", "masks/plain", f"data/{name}")
-    )
-    mask = nibabel.load(path)
+@pytest.mark.parametrize(("bundle", "name"), GRIDS_OF)
+def test_mask_does_not_depend_on_how_the_scan_is_stored(bundle: str, name: str, on_grids: OnGrid) -> None:
+    """Stored otherwise, a scan gets the mask of the plain one, stored like the scan."""
+    (scan, mask), (_, plain) = (tuple(map(nibabel.load, on_grids(bundle, grid))) for grid in (name, "plain"))
     assert mask.get_data_dtype() == np.uint8
-    assert mask.shape == nibabel.load(scan).shape
-    np.testing.assert_allclose(mask.affine, nibabel.load(scan).affine, atol=1e-3)
-    array, _ = GRIDS[name](nibabel.load(plain).get_fdata(), np.eye(4))
-    assert 0 < array.sum() < array.size
-    assert np.mean(mask.get_fdata() != array) < 1e-3 * array.mean()
-
-
-@pytest.mark.parametrize("found", [True, False])
-def test_atrium_not_found(
-    found: bool, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A segmentation network that marks all it sees shows what it is given: the patch, or the whole volume."""
-    models = copy(tiny_weights(ATRIAL), tmp_path / "models")
-    for name, bias in (("locator.pt", 100.0 if found else -100.0), ("model.pt", 100.0)):
-        state = load(models / name)
-        torch.save(state | {"head.conv.bias": state["head.conv.bias"] + bias}, models / name)
-    caplog.set_level(logging.WARNING)
-    run(ATRIAL, "inference", data=phantoms(ATRIAL), folder=tmp_path)
-    for row in table(tmp_path / "eval/report.csv"):
-        (path,) = volumes(tmp_path / "eval" / row["case"])
-        size = int(np.prod(recipe(ATRIAL)["workflows"]["inference"]["overrides"]["patch_size"]))
-        assert row["atrium_found"] == str(found)
-        assert int(read(path).sum()) == (size if found else read(path).numel())
-        warned = [text for text in caplog.messages if row["image"] in text and "no left atrium found" in text]
-        assert len(warned) == (0 if found else 1)
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-3)
+    expected, _ = GRIDS[name](plain.get_fdata(), np.eye(4))
+    share = np.mean(expected > 0)
+    assert 0 < share < 1
+    assert np.mean(mask.get_fdata() != expected) < 1e-3 * share
 
 
 @pytest.mark.slow
 @each_bundle
-def test_multi_gpu_training(bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
+def test_multi_gpu_training(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """Two processes train one network; what they leave is like what one process leaves, and can be resumed by two."""
-    data = tmp_path / "data"  # a validation case for each process
-    for case in phantoms(bundle).iterdir():
-        for number in range(2):
-            copy(case, data / f"{case.name}{number}")
+    data = make_phantoms(bundle, str(tmp_path / "data"), cases=10, **recipe(bundle)["phantoms"])  # two to validate on
     for epochs in (1, 2):
         given = arguments(bundle, "multi_gpu_train", data=data, folder=tmp_path, max_epochs=epochs)
         del given["device"]

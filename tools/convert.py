@@ -10,10 +10,9 @@ import logging
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,9 @@ import yaml
 from monai.bundle import ConfigParser
 
 from tools import REPO
-from tools.files import replacing
+from tools.checkpoints import read_content, state_dict, write_state
 
-__all__ = ["KeyMap", "Role", "convert", "load_key_map", "load_role", "read_checkpoint"]
+__all__ = ["KeyMap", "Role", "convert", "load_key_map", "load_role"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +43,18 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Permuted:
+    """Another order of a parameter's channels, as of label classes: ours number `i` is the reference's `order[i]`."""
+
+    axis: int
+    order: list[int]
+
+    def __call__(self, tensor: torch.Tensor, *, inverse: bool = False) -> torch.Tensor:
+        order = np.argsort(self.order) if inverse else self.order
+        return tensor.index_select(self.axis, torch.as_tensor(order))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Role:
     """One entry of `keys.yaml`: a network of a bundle, and how the reference names its parameters.
 
@@ -52,9 +63,13 @@ class Role:
         id: the definition's id in them.
         file: state dict of the converted network, relative to the bundle.
         rename: template of our names -> template of the reference's. A placeholder such as `{k}` stands for one name
-            component, or for the names of its table in `names`.
+            component, or for the names of its table in `names`. Without any rule the names are equal.
         names: placeholder -> our name -> the reference's name.
         dropped: template of our names -> dead parameter beside it in the reference.
+        permuted: template of our names -> order of channels.
+        later: template of our names -> what makes no difference, for parameters that early checkpoints lack altogether.
+        parts: prefixes of the names; the reference has a state dict for each, in files `<part>.pth` of a folder or side
+            by side in one file.
         checkpoint_keys: entries of a checkpoint under which the state dict may lie.
         reversed_axes: whether the reference orders spatial axes the other way round; kernels are transposed then.
         override: values set in the config before the network is built, for a variant of it.
@@ -63,9 +78,12 @@ class Role:
     config: str | list[str]
     id: str
     file: str
-    rename: dict[str, str]
+    rename: dict[str, str] = field(default_factory=dict)
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     dropped: dict[str, Dropped] = field(default_factory=dict)
+    permuted: dict[str, Permuted] = field(default_factory=dict)
+    later: dict[str, float] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
     checkpoint_keys: list[str] = field(default_factory=list)
     reversed_axes: bool = False
     override: dict[str, object] = field(default_factory=dict)
@@ -80,6 +98,8 @@ class KeyMap:
         names: our key -> the reference's key.
         shapes: our key -> shape.
         dropped: the reference's dead parameters, filled with their initial values.
+        permuted: our key -> order of channels.
+        later: our parameters that early checkpoints lack, filled with what makes no difference.
         reversed_axes: whether the spatial axes of kernels are reversed between the two.
     """
 
@@ -87,6 +107,8 @@ class KeyMap:
     names: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     dropped: dict[str, torch.Tensor]
+    permuted: dict[str, Permuted]
+    later: dict[str, torch.Tensor]
     reversed_axes: bool
 
     def to_ours(self, state: State) -> dict[str, torch.Tensor]:
@@ -95,9 +117,16 @@ class KeyMap:
         Raises:
             ValueError: if keys are missing, unknown or of another shape; all of them are listed.
         """
+        early = {self.names[ours]: value for ours, value in self.later.items()}
+        is_early = bool(early) and not early.keys() & state.keys()
+        if is_early:
+            state = {**state, **early}
         expected = {theirs: self._swap_shape(self.shapes[ours]) for ours, theirs in self.names.items()}
         self._verify(state, expected | {key: tuple(value.shape) for key, value in self.dropped.items()})
-        return {ours: self._swap(state[theirs]) for ours, theirs in self.names.items()}
+        if is_early:
+            logger.info("%s: an early checkpoint, filled up with %s", self.network, ", ".join(early))
+        ours = {name: self._swap(state[theirs]) for name, theirs in self.names.items()}
+        return ours | {name: permute(ours[name]) for name, permute in self.permuted.items()}
 
     def to_reference(self, state: State) -> dict[str, torch.Tensor]:
         """Returns the reference's state dict, dead parameters included, for one in our names.
@@ -106,7 +135,8 @@ class KeyMap:
             ValueError: if keys are missing, unknown or of another shape; all of them are listed.
         """
         self._verify(state, self.shapes)
-        renamed = {theirs: self._swap(state[ours]) for ours, theirs in self.names.items()}
+        ordered = {**state, **{name: permute(state[name], inverse=True) for name, permute in self.permuted.items()}}
+        renamed = {theirs: self._swap(ordered[ours]) for ours, theirs in self.names.items()}
         return renamed | {key: value.clone() for key, value in self.dropped.items()}
 
     def _swap(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -136,13 +166,14 @@ def convert(
 
     Args:
         bundle: name of the bundle, for example `vnet_atrial_mri`.
-        checkpoint: file written by the reference implementation.
+        checkpoint: file written by the reference implementation, or the folder of its files if it writes several.
         output: file to write; by default the role's `file` in the bundle.
         network: which of the bundle's networks it is, a role of its `keys.yaml`; by default the first.
-        reverse: convert our state dict into one in the reference's names instead; `output` must be given then.
+        reverse: convert our state dict into one in the reference's names instead; `output` must be given then, a folder
+            if the reference has several files.
 
     Returns:
-        The file written.
+        The file or folder written.
 
     Raises:
         ValueError: if the file is no such checkpoint, or if its keys or shapes are not those of the network.
@@ -152,14 +183,14 @@ def convert(
     role = load_role(bundle, network)
     target = Path(output) if output else REPO / "bundles" / bundle / role.file
     key_map = load_key_map(bundle, network)
-    content = read_checkpoint(Path(checkpoint))
+    keys, parts = ((), ()) if reverse else (role.checkpoint_keys, role.parts)
+    content = read_content(Path(checkpoint), parts)
     try:
-        state = _state_dict(content, () if reverse else role.checkpoint_keys)
+        state = state_dict(content, keys=keys, parts=parts)
         state = key_map.to_reference(state) if reverse else key_map.to_ours(state)
     except ValueError as error:
         raise ValueError(f"{bundle}, {checkpoint}: {error}") from error
-    with replacing(target) as temporary, temporary.open("wb") as file:  # a path's name would enter the file's bytes
-        torch.save(state, file)
+    write_state(state, target, parts=role.parts if reverse else ())
     logger.info("%s: %d tensors of %s written to %s", bundle, len(state), checkpoint, target)
     return str(target)
 
@@ -177,8 +208,10 @@ def load_role(bundle: str, role: str | None = None) -> Role:
     role = next(iter(roles)) if role is None else role
     if role not in roles:
         raise ValueError(f"{bundle}: no network {role!r}, {path.relative_to(REPO)} has {', '.join(roles)}")
-    dropped = {template: Dropped(**rule) for template, rule in roles[role].get("dropped", {}).items()}
-    return Role(**roles[role] | {"dropped": dropped})
+    entry = roles[role]
+    dropped = {template: Dropped(**rule) for template, rule in entry.get("dropped", {}).items()}
+    permuted = {template: Permuted(**rule) for template, rule in entry.get("permuted", {}).items()}
+    return Role(**entry | {"dropped": dropped, "permuted": permuted})
 
 
 def load_key_map(bundle: str, role: str | None = None, *, state: State | None = None) -> KeyMap:
@@ -195,7 +228,7 @@ def load_key_map(bundle: str, role: str | None = None, *, state: State | None = 
     entry = load_role(bundle, role)
     state = _built(bundle, entry) if state is None else state
     network = f"{bundle}, network {role}" if role else bundle
-    found = {ours: list(_translations(ours, entry.rename, entry.names)) for ours in state}
+    found = {ours: list(_translations(ours, entry.rename, entry.names)) if entry.rename else [ours] for ours in state}
     counts = Counter(theirs for translations in found.values() for theirs in translations)
     problems = _listing("no name in the reference", (ours for ours, theirs in found.items() if not theirs))
     problems += _listing("more than one name", (ours for ours, theirs in found.items() if len(theirs) > 1))
@@ -207,48 +240,14 @@ def load_key_map(bundle: str, role: str | None = None, *, state: State | None = 
         names={ours: theirs for ours, (theirs,) in found.items()},
         shapes={ours: tuple(tensor.shape) for ours, tensor in state.items()},
         dropped=dict(_fillings(state, entry)),
+        permuted={ours: rule for rule_of, rule in entry.permuted.items() for ours in _matching(rule_of, state, entry)},
+        later={
+            ours: torch.full_like(state[ours], value)
+            for template, value in entry.later.items()
+            for ours in _matching(template, state, entry)
+        },
         reversed_axes=entry.reversed_axes,
     )
-
-
-def read_checkpoint(path: Path) -> object:
-    """Returns the content of a torch file that holds tensors, containers, strings and numbers, NumPy's included.
-
-    Raises:
-        ValueError: if it holds anything else or is damaged; no code from the file has run then.
-    """
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {refused[1]}" if refused else "it is damaged or of another kind"
-        raise ValueError(f"{path}: not a torch file of tensors, numbers and strings alone, {reason}") from error
-
-
-def _numpy_scalar(dtype: np.dtype[np.generic], data: bytes) -> object:
-    """Stands in for the unpickling function of NumPy scalars; objects have no bytes, so `frombuffer` refuses them."""
-    return np.frombuffer(data, dtype)[0]
-
-
-_NUMPY_SCALARS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    np.dtype,
-    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),  # NumPy 1
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-]
-
-
-def _state_dict(checkpoint: object, keys: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Returns the state dict that a checkpoint is, or holds under one of `keys`."""
-    content = checkpoint if isinstance(checkpoint, Mapping) else {}
-    for state in (*(content[key] for key in keys if key in content), content):
-        if isinstance(state, Mapping) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
-            return dict(state)
-    wanted = f", neither as a whole nor under {', '.join(keys)}" if keys else ""
-    raise ValueError(f"no state dict{wanted}; the file holds {', '.join(map(str, content)) or 'nothing named'}")
 
 
 def _built(bundle: str, role: Role) -> dict[str, torch.Tensor]:
@@ -277,6 +276,11 @@ def _translations(key: str, rules: Mapping[str, str], names: Mapping[str, Mappin
             yield target.format(
                 **{name: names.get(name, {}).get(part, part) for name, part in match.groupdict().items()}
             )
+
+
+def _matching(template: str, state: State, role: Role) -> Iterable[str]:
+    """Yields our names that fit a template."""
+    return (name for name in state if any(_translations(name, {template: template}, role.names)))
 
 
 def _fillings(state: State, role: Role) -> Iterable[tuple[str, torch.Tensor]]:

@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from tools import REPO
-from tools.convert import read_checkpoint
+from tools.checkpoints import read_checkpoint
 from tools.files import replacing
 
 __all__ = ["json_twin", "pack", "release_files"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tools.benchmark.report import environment
 from tools.files import replacing
 
 logger = logging.getLogger(__name__)
+
+NAMES = ("case", "patient", "frame", "set")
 
 
 def results(
@@ -49,7 +52,7 @@ def results(
         "seed": seed,
         "split": None if split is None else json.loads(Path(split).read_text()),
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "summary": {row.pop("score"): _numbers(row) for row in _read(summary)},
+        "summary": _by_score(_read(summary)),
         "cases": [_numbers(row) for row in _read(table)],
     }
     path = REPO / "bundles" / bundle / "docs" / f"results_{name}.json"
@@ -64,13 +67,27 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _by_score(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """Summaries by the name of the score; in a table with a column `set`, these by the name of the test set."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        place = found.setdefault(row.pop("set"), {}) if "set" in row else found
+        score = row.pop("score")
+        place[score] = _numbers(row)
+    return found
+
+
 def _numbers(row: dict[str, str]) -> dict[str, Any]:
-    """Turns what looks like a number into one, rounded to six significant digits."""
+    """Turns finite numbers into such, rounded to six significant digits; names stay text, also where they are digits.
+
+    JSON has no infinity and no NaN: they stay text too.
+    """
 
     def convert(text: str) -> Any:
         try:
-            return float(f"{float(text):.6g}")
+            value = float(f"{float(text):.6g}")
         except ValueError:
             return text
+        return value if math.isfinite(value) else text
 
-    return {key: convert(text) for key, text in row.items()}
+    return {key: text if key in NAMES else convert(text) for key, text in row.items()}

@@ -1,8 +1,11 @@
-"""Reproducible training/validation splits, stored as a file."""
+"""Reproducible splits into training, validation and test, stored as a file."""
 
 import json
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,45 +14,68 @@ from tools.files import replacing
 logger = logging.getLogger(__name__)
 
 
-def split(data: str, output: str, *, validation: float | int = 0.2, seed: int = 123, count: int | None = None) -> Path:
-    """Divide the cases of the folder DATA into training and validation and write the split to the JSON file OUTPUT.
+def split(
+    data: str,
+    output: str,
+    *,
+    validation: float | int = 0.2,
+    test: float | int = 0,
+    seed: int = 123,
+    count: int | None = None,
+    group: str | None = None,
+) -> Path:
+    """Divide the cases of the folder DATA into training, validation and test and write the split to the file OUTPUT.
 
     A case is a sub-folder; in a folder without sub-folders it is a file, named without its ending. The sorted cases are
-    shuffled with the seed, so the split depends on their names alone. Scans of one patient belong in one folder.
+    shuffled with the seed, so the split depends on their names (and groups) alone. Scans of one patient belong in one
+    folder.
 
     Args:
         data: data folder.
-        output: JSON file to write: {"seed": 123, "training": [ids], "validation": [ids]}, ids sorted.
+        output: JSON file to write: {"seed": 123, "training": [ids], "validation": [ids]}, ids sorted. With a test part
+            or groups it also holds the command, and "test": [ids].
         validation: share of the cases between 0 and 1, or their number (1 or more).
+        test: share or number of the cases for the test, 0 for none.
         seed: seed of the shuffle.
         count: use this many cases, drawn with the same seed. Default: all.
+        group: FILE:KEY, each part of the split gets its share of every group: the value of the line "KEY: value" in the
+            file FILE of a case, for example Info.cfg:Group.
 
     Returns:
         The file written.
 
     Raises:
-        FileNotFoundError: DATA is not a folder or holds no case.
-        ValueError: COUNT exceeds the cases there are, or a side of the split would be empty.
+        FileNotFoundError: DATA is not a folder or holds no case, or a case has no FILE.
+        ValueError: COUNT exceeds the cases there are, a side of the split would be empty, or a FILE has no line KEY.
     """
     cases = find_cases(Path(data))
     total = len(cases) if count is None else count
     if total not in range(1, len(cases) + 1):
         raise ValueError(f"{data}: {total} cases asked for, the folder holds {len(cases)}")
-    held_out = round(validation * total) if 0 < validation < 1 else validation
-    if held_out not in range(1, total):
+    held_out, tested = (_number(share, total) for share in (validation, test))
+    if held_out < 1 or tested < 0 or held_out + tested not in range(1, total) or (held_out + tested) % 1:
         raise ValueError(
-            f"{data}: validation={validation} of {total} cases: take a share between 0 and 1 or a whole number, "
-            "so that each side gets at least one case"
+            f"{data}: validation={validation} and test={test} of {total} cases: take shares between 0 and 1 or whole "
+            "numbers, so that each side gets at least one case"
         )
-    held_out = int(held_out)
-    drawn = np.random.default_rng(seed).permutation(len(cases))[:total]
-    shuffled = [cases[i] for i in drawn]
-    content = {"seed": seed, "training": sorted(shuffled[held_out:]), "validation": sorted(shuffled[:held_out])}
+    drawn = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))]
+    if group is not None:
+        drawn = _in_turn(drawn, [_group(Path(data, case), group) for case in drawn])
+    parts = np.split(drawn[:total], [int(held_out), int(held_out + tested)])
+    lists = {name: sorted(part.tolist()) for name, part in zip(("validation", "test", "training"), parts, strict=True)}
+    content: dict[str, Any] = {"seed": seed, "training": lists["training"], "validation": lists["validation"]}
+    if test or group:
+        options = {"validation": validation, "test": test, "seed": seed, "count": count, "group": group}
+        words = [f"--{name} {value}" for name, value in options.items() if value is not None]
+        content = (
+            {"command": f"python -m tools split DATA OUTPUT {' '.join(words)}"} | content | {"test": lists["test"]}
+        )
 
     path = Path(output)
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
-    logger.info("%s: %d training and %d validation cases", path, total - held_out, held_out)
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in lists.items())
+    logger.info("%s: %s cases", path, sizes)
     return path
 
 
@@ -68,3 +94,26 @@ def find_cases(folder: Path) -> list[str]:
     if not names:
         raise FileNotFoundError(f"{folder} holds no case")
     return sorted(names)
+
+
+def _number(share: float, total: int) -> float:
+    return round(share * total) if 0 < share < 1 else share
+
+
+def _group(case: Path, group: str) -> str:
+    name, _, key = group.partition(":")
+    for line in (case / name).read_text(encoding="utf-8").splitlines():
+        found, _, value = line.partition(":")
+        if found.strip() == key:
+            return value.strip()
+    raise ValueError(f"{case / name}: has no line '{key}: ...'")
+
+
+def _in_turn(cases: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """Reorders shuffled cases so that any stretch of them holds the groups in about their proportions."""
+    sizes, seen = Counter(groups), Counter[str]()
+    places = []
+    for group in groups:
+        seen[group] += 1
+        places.append((seen[group] - 0.5) / sizes[group])
+    return [cases[i] for i in np.argsort(places, kind="stable")]

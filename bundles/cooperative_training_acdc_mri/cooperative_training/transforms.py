@@ -89,8 +89,9 @@ def smooth_field(noise: np.ndarray, *, sigma: float) -> np.ndarray:
 
     The filter is separable: one matrix per axis gives the same as `scipy.ndimage.gaussian_filter(mode="constant")`.
     """
-    down, across = (_gaussian(size, sigma) for size in noise.shape[-2:])
-    field: np.ndarray = down @ noise.astype(np.float32) @ across
+    # Torch multiplies on one thread in a loader's workers, where NumPy would start one per core in each of them.
+    down, across = (torch.from_numpy(_gaussian(size, sigma)) for size in noise.shape[-2:])
+    field: np.ndarray = (down @ torch.from_numpy(noise).float() @ across).numpy()
     return field
 
 

@@ -25,11 +25,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +34,7 @@ from monai.losses import DiceLoss
 from monai.transforms import LoadImage
 
 from tools.benchmark import Row, Setting
+from tools.benchmark.settings import autocast, plain_and_fast, start_up, times
 from tools.recipes.vnet_atrial_mri import benchmark_inputs as given
 from tools.recipes.vnet_atrial_mri.benchmark_inputs import BUNDLE, SPACING, Size
 from vnet_atrial import transforms
@@ -47,14 +45,6 @@ SCAN = (640, 640, 88)
 CROP = (240, 147, 96)
 
 Outputs = dict[str, Any]
-
-
-class Prepare(Protocol):
-    """Prepares the work of a row in full precision, or in the reduced precision of the device."""
-
-    def __call__(self, *, fast: bool) -> Callable[[], Outputs]:
-        """Returns the work."""
-        ...
 
 
 def rows(device: torch.device) -> list[Row]:
@@ -70,7 +60,7 @@ def rows(device: torch.device) -> list[Row]:
         preparation(device, SCAN, patch_size=PATCH),
         augmentation(device, SCAN, patch_size=PATCH),
         metrics(CROP),
-        start_up(),
+        start_up(BUNDLE),
     ]
 
 
@@ -89,7 +79,7 @@ def training_step(device: torch.device, size: Size, *, attention: bool = False) 
 
         def step() -> Outputs:
             optimizer.zero_grad()
-            with _autocast(device, enabled=fast):
+            with autocast(device, enabled=fast):
                 value = loss(trained(image), label)
             scaler.scale(value).backward()
             scaler.step(optimizer)
@@ -100,8 +90,8 @@ def training_step(device: torch.device, size: Size, *, attention: bool = False) 
 
     return Row(
         name="training_step_attention" if attention else "training_step",
-        unit=f"Dice and Adam step on {_voxels(size)} voxels",
-        settings=_plain_and_fast(prepare, device, atol=1e-4, rtol=0.05),
+        unit=f"Dice and Adam step on {times(size)} voxels",
+        settings=plain_and_fast(prepare, device, atol=1e-4, rtol=0.05),
         state_dict=lambda: given.reference_names(network(), "attention" if attention else "segmentation"),
         inputs=inputs,
         atol=1e-6,
@@ -119,15 +109,15 @@ def patch_inference(device: torch.device, size: Size) -> Row:
 
         @torch.inference_mode()
         def forward() -> Outputs:
-            with _autocast(device, enabled=fast):
+            with autocast(device, enabled=fast):
                 return {"logits": network(image)}
 
         return forward
 
     return Row(
         name="patch_inference",
-        unit=f"logits of {_voxels(size)} voxels",
-        settings=_plain_and_fast(prepare, device, atol=0.1, rtol=0.02),
+        unit=f"logits of {times(size)} voxels",
+        settings=plain_and_fast(prepare, device, atol=0.1, rtol=0.02),
         state_dict=lambda: given.reference_names(given.network(), "segmentation"),
         inputs=lambda: {"image": inputs()["image"]},
         atol=1e-4,
@@ -148,10 +138,10 @@ def whole_volume(device: torch.device, size: Size, *, patch_size: Size) -> Row:
 
         return segment
 
-    settings = _plain_and_fast(prepare, device, atol=0, rtol=0)
+    settings = plain_and_fast(prepare, device, atol=0, rtol=0)
     return Row(
         name="whole_volume",
-        unit=f"mask of {_voxels(size)} voxels",
+        unit=f"mask of {times(size)} voxels",
         # MONAI's evaluator knows reduced precision on CUDA only.
         settings=settings if device.type == "cuda" else {"plain": settings["plain"]},
         state_dict=lambda: given.reference_names(given.thresholding(), "segmentation"),
@@ -176,7 +166,7 @@ def level_set(size: Size) -> Row:
 
     return Row(
         name="level_set",
-        unit=f"label of {_voxels(size)} voxels",
+        unit=f"label of {times(size)} voxels",
         settings={"plain": Setting(prepare=prepare)},
         inputs=lambda: {"label": label()},
         atol=0,
@@ -195,7 +185,7 @@ def loading(size: Size, *, patch_size: Size) -> Row:
 
     return Row(
         name="loading",
-        unit=f"NRRD file of {_voxels(size)} voxels",
+        unit=f"NRRD file of {times(size)} voxels",
         settings={"plain": Setting(prepare=prepare)},
         inputs=lambda: {"path": files()["image"]},
         work=0,
@@ -212,7 +202,7 @@ def preparation(device: torch.device, size: Size, *, patch_size: Size) -> Row:
 
     return Row(
         name="preparation",
-        unit=f"case of {_voxels(size)} voxels",
+        unit=f"case of {times(size)} voxels",
         settings={"plain": Setting(prepare=prepare)},
         inputs=lambda: {**files(), "patch_size": patch_size},
         atol=1e-3,
@@ -231,7 +221,7 @@ def augmentation(device: torch.device, size: Size, *, patch_size: Size) -> Row:
 
     return Row(
         name="augmentation",
-        unit=f"random patch of {_voxels(patch_size)} voxels",
+        unit=f"random patch of {times(patch_size)} voxels",
         settings={"plain": Setting(prepare=prepare)},
         work=0,
     )
@@ -257,44 +247,8 @@ def metrics(size: Size) -> Row:
 
     return Row(
         name="metrics",
-        unit=f"two masks of {_voxels(size)} voxels",
+        unit=f"two masks of {times(size)} voxels",
         settings={"plain": Setting(prepare=prepare)},
         inputs=lambda: masks() | {"spacing": SPACING},
         work=0,
     )
-
-
-def start_up() -> Row:
-    """Returns the row of a process that imports `monai.bundle`, without and with the whole package of the bundle."""
-    package = sorted(f"vnet_atrial.{path.stem}" for path in BUNDLE.glob("vnet_atrial/[!_]*.py"))
-
-    def importing(*modules: str) -> Setting:
-        def process() -> None:
-            environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
-            subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], env=environment, check=True)
-
-        return Setting(prepare=lambda: process)
-
-    settings = {"plain": importing("monai.bundle"), "with_package": importing("monai.bundle", *package)}
-    return Row(name="start_up", unit="fresh process", settings=settings, work=0)
-
-
-def _plain_and_fast(prepare: Prepare, device: torch.device, *, atol: float, rtol: float) -> dict[str, Setting]:
-    """Returns `plain` in full precision and `fast` in mixed precision, with the tolerance of the latter."""
-    dtype = _half(device)
-    return {
-        "plain": Setting(prepare=functools.partial(prepare, fast=False)),
-        "fast": Setting(prepare=functools.partial(prepare, fast=True), atol=atol, rtol=rtol, dtype=dtype),
-    }
-
-
-def _half(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
-
-
-def _autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
-    return torch.autocast(device.type, dtype=_half(device), enabled=enabled)
-
-
-def _voxels(size: Size) -> str:
-    return "x".join(map(str, size))

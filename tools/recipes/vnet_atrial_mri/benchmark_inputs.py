@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose
 from numpy.typing import NDArray
 
 from tools import REPO
+from tools.benchmark.settings import config
 from tools.convert import load_key_map
 from tools.phantoms import write_volume
 from vnet_atrial.networks import VNet
@@ -110,7 +110,7 @@ def reference_names(trained: VNet, role: str) -> dict[str, torch.Tensor]:
 
 def training_transforms(part: str, *, patch_size: Sequence[int], device: torch.device) -> Compose:
     """Returns the `deterministic` or `random` transforms of `train.yaml`."""
-    parser = _config("train", {"patch_size": list(patch_size), "device": device})
+    parser = config(BUNDLE, "train", {"patch_size": list(patch_size), "device": device})
     return Compose(parser.get_parsed_content(f"train::{part}_transforms"))
 
 
@@ -126,19 +126,12 @@ def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, 
         "dataloader::_target_": "DataLoader",  # no thread: it would hide the locator from the counter of operations
         "handlers": [],
     }
-    parser = _config("inference", changes)
+    parser = config(BUNDLE, "inference", changes)
     parser["preprocessing::transforms"][0] = _loaded
     del parser["postprocessing::transforms"][-1]
     engine = parser.get_parsed_content("evaluator")
     engine.logger.setLevel("WARNING")
     return engine
-
-
-def _config(name: str, changes: Mapping[str, Any]) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(BUNDLE / "configs" / f"{name}.yaml")
-    parser.update(dict(changes))
-    return parser
 
 
 def _loaded(item: dict[str, Array]) -> dict[str, MetaTensor]:

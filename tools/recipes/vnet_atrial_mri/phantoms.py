@@ -11,55 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import zoom
 from scipy.spatial.transform import Rotation
+
+from tools.phantoms import Volume
+from tools.shapes import TALL, Ellipsoid, Field, Points, Tube, Vector, blend, coordinates, smooth_field
 
 SHAPE = (160, 160, 44)
 SPACING = (2.5, 2.5, 1.25)
 
-Field = NDArray[np.floating]
-Points = tuple[Field, Field, Field]
-Vector = tuple[float, float, float]
-
 WALL_MM = 2.5
-TALL = 1e3
 LUNG = 0.05
-
-
-class Ellipsoid(NamedTuple):
-    """An ellipsoid by centre and half axes in mm; a half axis of `TALL` makes it a cylinder."""
-
-    centre: Vector
-    radii: Vector
-
-    def distance(self, points: Points) -> Field:
-        """Signed distance in mm, negative inside; first order, exact on the surface."""
-        offsets = [p - c for p, c in zip(points, self.centre, strict=True)]
-        inner = np.sqrt(sum((o / r) ** 2 for o, r in zip(offsets, self.radii, strict=True)))
-        slope = np.sqrt(sum((o / r**2) ** 2 for o, r in zip(offsets, self.radii, strict=True)))
-        return np.asarray(inner * (inner - 1) / np.maximum(slope, 1e-6), dtype=np.float32)
-
-
-class Tube(NamedTuple):
-    """A round-ended tube from `start` to `end`, its radius changing linearly (mm)."""
-
-    start: Vector
-    end: Vector
-    radii: tuple[float, float]
-
-    def distance(self, points: Points) -> Field:
-        """Signed distance in mm to the surface, negative inside."""
-        axis = np.subtract(self.end, self.start).astype(np.float32)
-        offsets = [p - s for p, s in zip(points, self.start, strict=True)]
-        along = np.clip(sum(o * a for o, a in zip(offsets, axis, strict=True)) / np.dot(axis, axis), 0, 1)
-        reach = np.sqrt(sum((o - along * a) ** 2 for o, a in zip(offsets, axis, strict=True)))
-        return np.asarray(reach - (self.radii[0] + along * (self.radii[1] - self.radii[0])), dtype=np.float32)
-
-    def beyond(self, length: float) -> "Tube":
-        """The stretch of `length` mm that continues this tube and tapers to half its end radius."""
-        direction = np.subtract(self.end, self.start)
-        x, y, z = self.end + direction * length / np.linalg.norm(direction)
-        return Tube(self.end, (float(x), float(y), float(z)), (self.radii[1], self.radii[1] / 2))
 
 
 class Organ(NamedTuple):
@@ -108,7 +69,7 @@ VEINS = (
 
 def case(
     rng: np.random.Generator, *, shape: Sequence[int] = SHAPE, spacing: Sequence[float] = SPACING
-) -> dict[str, NDArray[np.uint8]]:
+) -> dict[str, Volume]:
     """Draw one patient.
 
     Args:
@@ -117,13 +78,12 @@ def case(
         spacing: voxel size in mm along x, y, z. The challenge has 576x576x88 or 640x640x88 voxels of 0.625 mm.
 
     Returns:
-        File name below the data folder to volume `(X, Y, Z)`: `<id>/lgemri.nrrd` in 0..255, `<id>/laendo.nrrd` in
+        File name below the data folder to volume: `<id>/lgemri.nrrd` in 0..255, `<id>/laendo.nrrd` in
         {0, 255}.
     """
     name = "".join(rng.choice(list(string.ascii_uppercase + string.digits), 20))
     extent = [n * s for n, s in zip(shape, spacing, strict=True)]
-    axes = [((np.arange(n) - (n - 1) / 2) * s).astype(np.float32) for n, s in zip(shape, spacing, strict=True)]
-    x, y, z = np.meshgrid(*axes, indexing="ij", sparse=True)
+    x, y, z = coordinates(shape, spacing=spacing)
     waves = [3.0 * smooth_field(rng, shape, extent=extent, step=35) for _ in range(3)]
     chest: Points = (x + waves[0], y + waves[1], z + waves[2])
     heart, scale = heart_frame(rng, chest)
@@ -135,20 +95,9 @@ def case(
     real, imaginary = (noise * rng.standard_normal(tuple(shape), dtype=np.float32) for _ in range(2))
     scan = brightness * np.hypot(signal * texture * coil + real, imaginary)
     return {
-        f"{name}/lgemri.nrrd": np.clip(np.rint(scan), 0, 255).astype(np.uint8),
-        f"{name}/laendo.nrrd": np.where(label, 255, 0).astype(np.uint8),
+        f"{name}/lgemri.nrrd": Volume(np.clip(np.rint(scan), 0, 255).astype(np.uint8), spacing),
+        f"{name}/laendo.nrrd": Volume(np.where(label, 255, 0).astype(np.uint8), spacing),
     }
-
-
-def smooth_field(rng: np.random.Generator, shape: Sequence[int], *, extent: Sequence[float], step: float) -> Field:
-    """Cubic-spline surface `(X, Y, Z)` through unit normal values every `step` mm, the same at any resolution."""
-    nodes = [max(2, round(e / step) + 1) for e in extent]
-    bases = [
-        zoom(np.eye(k, dtype=np.float32), (n / k, 1), order=3, mode="nearest", grid_mode=True)
-        for k, n in zip(nodes, shape, strict=True)
-    ]
-    values = rng.standard_normal(nodes, dtype=np.float32)
-    return np.asarray(np.einsum("ai,bj,ck,ijk->abc", *bases, values, optimize=True), dtype=np.float32)
 
 
 def heart_frame(rng: np.random.Generator, points: Points) -> tuple[Points, float]:
@@ -209,9 +158,3 @@ def left_atrium(rng: np.random.Generator, heart: Points) -> tuple[Field, list[Tu
     for part in parts:
         cavity = blend(cavity, part.distance(heart), radius=5)
     return cavity, veins
-
-
-def blend(first: Field, second: Field, *, radius: float) -> Field:
-    """Union of two signed distances with a fillet of about `radius` mm."""
-    overlap = np.maximum(radius - np.abs(first - second), 0)
-    return np.asarray(np.minimum(first, second) - overlap**2 / (4 * radius), dtype=np.float32)
