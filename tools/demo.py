@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
-import math
 import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from tools.files import replacing
 from tools.phantoms import phantoms
 from tools.picture import Case, overview
 from tools.split import find_cases, split
+from tools.tables import Rows, comparison, read_metrics, table, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,11 @@ Places = Mapping[str, str]
 
 
 class Stage(NamedTuple):
-    """One command of a demo."""
+    """One command of a demo, and the folder that it makes anew, if it does not replace what lies there."""
 
     title: str
     command: list[str]
+    renews: Path | None = None
 
     def shown(self) -> str:
         """The command as it is typed into a shell, in the current folder."""
@@ -69,16 +70,19 @@ def demo(bundle: str, *, data: str | None = None, output: str = "demo", **overri
     start = time.monotonic()
     folder, recipe = _recipe(bundle)
     chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
-    places = prepare_data(bundle, recipe, data=data, output=Path(output))
     scenario = recipe["phantoms" if data is None else "data"]
+    places = prepare_data(bundle, recipe, data=data, output=Path(output))
     plan = stages(recipe, folder, places=places, scenario=scenario, overrides=chosen)
     run(plan, Path(output, "finished.json"), version=fingerprint(folder))
 
-    metrics = read_metrics(Path(recipe["metrics"].format(**places)))
-    sys.stdout.write(f"\n{table(metrics)}\n{recipe['legend']}\n")
-    written = write_results(metrics, recipe, places=places, title=f"{bundle}: scans held out from training")
+    metrics = collect(recipe, places)
+    compared = recipe.get("table")
+    text = comparison(metrics, across=compared["across"], scores=compared["scores"]) if compared else table(metrics)
+    sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
+    shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
+    written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
     lines = "\n".join(f"  {path}" for path in written)
-    logger.info("\nDone in %s. The table and the picture:\n%s", _duration(time.monotonic() - start), lines)
+    logger.info("\nDone in %s. The table and the pictures:\n%s", _duration(time.monotonic() - start), lines)
 
 
 def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path) -> dict[str, str]:
@@ -97,6 +101,8 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
         sizes = recipe["phantoms"]
         train = phantoms(bundle, str(output / "phantoms/training"), **sizes["training"])
         unseen = phantoms(bundle, str(output / "phantoms/unseen"), **sizes["unseen"])
+        for name, options in sizes.get("test_sets", {}).items():
+            phantoms(bundle, str(output / "phantoms" / name), **options)
         split_file = split(str(train), str(output / "split.json"), validation=sizes["validation"])
     else:
         train, unseen = Path(data), output / "unseen"
@@ -128,7 +134,9 @@ def stages(
     """Puts the commands together.
 
     Args:
-        recipe: recipe of the bundle.
+        recipe: recipe of the bundle. With `compare`, variants of the method by name and the config files that each
+            adds, a stage runs for every one of them if its settings name `{variant}`. A stage that is `alone` takes no
+            config files of the scenario.
         folder: folder of the bundle.
         places: see `prepare_data`.
         scenario: the recipe's part for phantoms or for the user's data: `config` files to add, `settings` of every
@@ -140,16 +148,22 @@ def stages(
     """
     found = []
     for stage in recipe["stages"]:
-        settings = {name: str(value).format(**places) for name, value in stage["settings"].items()}
-        settings |= scenario.get("settings", {}) | scenario.get("stages", {}).get(stage["name"], {}) | overrides
-        if any(name in settings and settings[name] == value for name, value in stage.get("unless", {}).items()):
-            continue
-        files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *scenario.get("config", [])]]
-        config_file = files[0] if len(files) == 1 else _literal(files)
-        command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
-        for name, value in settings.items():
-            command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
-        found.append(Stage(stage["title"], command))
+        raw = stage["settings"] | scenario.get("settings", {}) | scenario.get("stages", {}).get(stage["name"], {})
+        variants = recipe["compare"] if "{variant}" in str(raw) else {"": []}
+        for variant, extra in variants.items():
+            known = {**places, "variant": variant}
+            settings = _filled(raw, known) | overrides
+            if any(name in settings and settings[name] == value for name, value in stage.get("unless", {}).items()):
+                continue
+            added = [] if stage.get("alone") else scenario.get("config", [])
+            names = [*stage["config"], *extra, *added]
+            files = [_from_here(folder / "configs" / name) for name in names]
+            config_file = files[0] if len(files) == 1 else _literal(files)
+            command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
+            for name, value in settings.items():
+                command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
+            renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
+            found.append(Stage(stage["title"].format(**known), command, renewed))
     return found
 
 
@@ -183,6 +197,8 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
             logger.info("finished earlier, not repeated")
             continue
         start = time.monotonic()
+        if stage.renews:
+            shutil.rmtree(stage.renews, ignore_errors=True)
         try:
             subprocess.run(stage.command, env=environment, check=True)
         except (subprocess.CalledProcessError, KeyboardInterrupt) as error:
@@ -194,56 +210,44 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     progress.unlink(missing_ok=True)
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Reads a CSV with one row per case and the columns `case` and `dice`."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def collect(recipe: Recipe, places: Places) -> list[dict[str, str]]:
+    """Reads what the evaluation left, a row per case; of every variant, with its name in the column `method`."""
+    if "compare" not in recipe:
+        return read_metrics(Path(recipe["metrics"].format(**places)))
+    files = {name: Path(recipe["metrics"].format(variant=name, **places)) for name in recipe["compare"]}
+    return [{"method": name, **row} for name, file in files.items() for row in read_metrics(file)]
 
 
-def table(metrics: Sequence[Mapping[str, str]]) -> str:
-    """Lays out `metrics` as a text table; its last row has the means over the cases where a score is finite."""
-    columns = {name: [_number(row[name]) for row in metrics] for name in metrics[0]}
-    cells = [list(columns)]
-    cells += [
-        [row[name] if columns[name][i] is None else f"{columns[name][i]:.3f}" for name in row]
-        for i, row in enumerate(metrics)
-    ]
-    cells.append(["mean", *map(_mean, list(columns.values())[1:])])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    first, *others = widths
-    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in cells]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) -> list[Path]:
+    """Writes `metrics.csv`, and `overview.png` with the median and the worst case, into the output folder.
 
+    Cases are ranked by their Dice coefficient, the mean of all variants; `where` of the recipe's `files` limits them.
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _mean(column: Iterable[float | None]) -> str:
-    finite = [value for value in column if value is not None and math.isfinite(value)]
-    return f"{statistics.fmean(finite):.3f}" if finite else ""
-
-
-def write_results(metrics: Sequence[Mapping[str, str]], recipe: Recipe, *, places: Places, title: str) -> list[Path]:
-    """Writes `metrics.csv`, and `overview.png` with the median and the worst case, into the output folder."""
+    Returns:
+        These files, and the `pictures` that stages of the recipe made.
+    """
     output = Path(places["output"])
-    with replacing(output / "metrics.csv") as partial:
-        partial.write_bytes(Path(recipe["metrics"].format(**places)).read_bytes())
-    ranked = sorted(
-        (row["case"] for row in metrics), key={row["case"]: float(row["dice"]) for row in metrics}.__getitem__
-    )
+    write_metrics(metrics, output / "metrics.csv")
+    files = recipe["files"]
+    rows = [row for row in metrics if all(row[name] == value for name, value in files.get("where", {}).items())]
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["case"], []).append(float(row["dice"]))
+    ranked = sorted(scores, key=lambda case: statistics.fmean(scores[case]))
     picked = {ranked[0]: "worst case", ranked[len(ranked) // 2]: "median case"}
+    described = {row["case"]: {**row, **places} for row in rows}
+    variants = recipe.get("compare", ["prediction"])
     cases = [
         Case(
-            f"{rank}, {case}", *(_file(recipe["files"][part].format(case=case, **places)) for part in Case._fields[1:])
+            f"{rank}, {case}",
+            _file(files["image"].format(**described[case])),
+            _file(files["reference"].format(**described[case])),
+            {name: _file(files["prediction"].format(variant=name, **described[case])) for name in variants},
         )
         for case, rank in reversed(picked.items())
     ]
-    return [output / "metrics.csv", overview(cases, output / "overview.png", title=title)]
+    pictures = [Path(picture.format(**places)) for picture in recipe.get("pictures", [])]
+    return [output / "metrics.csv", overview(cases, output / "overview.png", title=title), *pictures]
 
 
 def _recipe(bundle: str) -> tuple[Path, Recipe]:
@@ -270,9 +274,18 @@ def _from_here(path: str | Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
+def _filled(value: Any, places: Places) -> Any:
+    """`value` with the places in all its texts."""
+    if isinstance(value, Mapping):
+        return {name: _filled(part, places) for name, part in value.items()}
+    return value.format(**places) if isinstance(value, str) else value
+
+
 def _literal(value: Any) -> str:
-    """`value` as a Python literal without spaces, which is what `monai.bundle run` reads."""
-    return "".join(repr(value).split())
+    """`value` as a Python literal, with spaces in its texts only."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{name!r}:{_literal(part)}" for name, part in value.items()) + "}"
+    return f"[{','.join(map(_literal, value))}]" if isinstance(value, list | tuple) else repr(value)
 
 
 def _quoted(word: str) -> str:

@@ -1,6 +1,6 @@
 """One overview picture of scans with their references and predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,43 +13,61 @@ from numpy.typing import NDArray
 from tools.files import replacing
 
 MARGIN_MM = 25.0
+THICK_MM = 5.0
+STACK_PLANES = 3
 PANEL_WIDTH, HEADING, GUTTER, DPI = 3.6, 0.5, 0.1, 120
 INK, PAPER, DIM = "#e8e8e8", "#101214", "#8a9099"
 COLOURS = ("#2ec4ff", "#ffb000", "#ff4f81", "#7ee081", "#b794ff", "#f2f25a")
 HALO: list[AbstractPathEffect] = [withStroke(linewidth=2, foreground=PAPER)]
-# Name, axis across the plane, letters of its left and right edge, of its upper and lower edge.
-PLANES = (("axial", 2, "RL", "AP"), ("coronal", 1, "RL", "SI"), ("sagittal", 0, "AP", "SI"))
-
+# Name, axis across the plane, letters of its left, right, upper and lower edge.
+PLANES = (("axial", 2, "RLAP"), ("coronal", 1, "RLSI"), ("sagittal", 0, "APSI"))
 
 Box = tuple[slice, slice, slice]
+Array = NDArray[Any]
 
 
 class Case(NamedTuple):
-    """The three volumes of one case, as NRRD or NIfTI files on one grid."""
+    """The volumes of one case, as NRRD or NIfTI files on one grid; predictions by the heading of their column."""
 
     name: str
     image: str | Path
     reference: str | Path
-    prediction: str | Path
+    predictions: Mapping[str, str | Path]
 
 
 class Volumes(NamedTuple):
-    """A case in memory: arrays `(X, Y, Z)` along left, back, head and the voxel size in mm."""
+    """A case in memory: arrays `(X, Y, Z)` and the voxel size in mm; axes see `load`."""
 
     image: NDArray[np.float32]
     reference: NDArray[np.int16]
-    prediction: NDArray[np.int16]
+    predictions: dict[str, NDArray[np.int16]]
     spacing: tuple[float, float, float]
+
+    @property
+    def masks(self) -> list[NDArray[np.int16]]:
+        """The reference and all predictions."""
+        return [self.reference, *self.predictions.values()]
+
+
+class Plane(NamedTuple):
+    """A plane to show: its place on the axis across it, and the letters of its left, right, upper and lower edge."""
+
+    name: str
+    axis: int
+    place: int
+    letters: str = ""
 
 
 def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Path:
-    """Draw scan, reference and prediction of every case in three planes, with the Dice coefficients in its heading.
+    """Draw scan, reference and predictions of every case in three planes, with the Dice coefficients in its heading.
 
-    Each plane is the one in which the reference is largest, cropped to the labels, in radiological orientation and true
-    proportions. The prediction column repeats the outline of the reference.
+    Each plane is the one in which the reference is largest, in radiological orientation. Of a stack of thick slices
+    three slices are shown as stored: x to the right, y down. All are cropped to the labels and have true proportions.
+    The columns of predictions repeat the outline of the reference.
 
     Args:
-        cases: one block of three rows each. Files with several channels show the first; label 255 counts as 1.
+        cases: one block of rows each, all with the same predictions. Files with several channels show the first; label
+            255 counts as 1.
         path: PNG file to write; it appears complete or not at all.
         title: heading of the picture.
 
@@ -62,8 +80,9 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
     if not cases:
         raise ValueError(f"{path}: no case to draw")
     blocks = [load(case) for case in cases]
-    heights = [block_height(label_box(volumes), volumes.spacing) for volumes in blocks]
-    figure = Figure(figsize=(3 * PANEL_WIDTH, sum(heights) + HEADING), facecolor=PAPER, dpi=DPI)
+    heights = [block_height(volumes) for volumes in blocks]
+    columns = 2 + len(cases[0].predictions)
+    figure = Figure(figsize=(columns * PANEL_WIDTH, sum(heights) + HEADING), facecolor=PAPER, dpi=DPI)
     head, *parts = figure.subfigures(len(cases) + 1, 1, squeeze=False, height_ratios=[HEADING, *heights]).flat
     head.text(0.012, 0.4, title, color=INK, fontsize=13, fontweight="bold", va="center")
     for part, case, volumes, height in zip(parts, cases, blocks, heights, strict=True):
@@ -76,101 +95,137 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
 def load(case: Case) -> Volumes:
     """Read the files of `case` and turn them to left, back, head.
 
+    Stacks of thick slices stay as stored: they are often oblique, and turning them could exchange their axes.
+
     Raises:
         ValueError: the volumes differ in shape or affine.
     """
-    from monai.transforms import Compose, LoadImage, Orientation
+    from monai.transforms import LoadImage, Orientation
 
-    read = Compose(
-        [LoadImage(image_only=True, ensure_channel_first=True, simple_keys=True), Orientation("LPS", labels=None)]
-    )
-    volumes = [read(str(file)) for file in case[1:]]
+    read = LoadImage(image_only=True, ensure_channel_first=True, simple_keys=True)
+    volumes = [read(str(file)) for file in (case.image, case.reference, *case.predictions.values())]
+    if thick_axis(volumes[0].pixdim.tolist()) is None:
+        volumes = [Orientation("LPS", labels=None)(volume) for volume in volumes]
     shapes = [tuple(v.shape[1:]) for v in volumes]
     if len(set(shapes)) > 1:
         raise ValueError(f"{case.name}: image, reference and prediction differ in shape: {shapes}")
     if not all(np.allclose(v.affine, volumes[0].affine, atol=1e-3) for v in volumes):
         raise ValueError(f"{case.name}: image, reference and prediction lie in different places (affine)")
     image, *masks = (np.asarray(v[0]) for v in volumes)
-    reference, prediction = (np.where(m == 255, 1, m).astype(np.int16) for m in masks)
+    reference, *predictions = (np.where(m == 255, 1, m).astype(np.int16) for m in masks)
     x, y, z = (float(s) for s in volumes[0].pixdim)
-    return Volumes(image.astype(np.float32), reference, prediction, (x, y, z))
+    named = dict(zip(case.predictions, predictions, strict=True))
+    return Volumes(image.astype(np.float32), reference, named, (x, y, z))
 
 
-def dice(volumes: Volumes) -> dict[int, float]:
+def thick_axis(spacing: Sequence[float]) -> int | None:
+    """Axis along which the slices of a stack lie, too far apart to cut across them; `None` for other volumes."""
+    *_, pixel, step = sorted(spacing)
+    return int(np.argmax(spacing)) if step >= max(THICK_MM, 1.5 * pixel) else None
+
+
+def dice(reference: NDArray[np.int16], prediction: NDArray[np.int16]) -> dict[int, float]:
     """Dice coefficient of every label in the reference or the prediction; nan where the reference lacks the label."""
     import torch
     from monai.metrics import compute_dice
 
-    labels = [int(v) for v in np.union1d(volumes.reference, volumes.prediction) if v]
+    labels = [int(v) for v in np.union1d(reference, prediction) if v]
     if not labels:
         return {}
-    stacks = [torch.stack([torch.from_numpy(m == v) for v in labels])[None] for m in volumes[1:3]]
-    reference, prediction = stacks
-    return dict(zip(labels, compute_dice(prediction, reference)[0].tolist(), strict=True))
+    true, found = (torch.stack([torch.from_numpy(m == v) for v in labels])[None] for m in (reference, prediction))
+    return dict(zip(labels, compute_dice(found, true)[0].tolist(), strict=True))
 
 
 def label_box(volumes: Volumes) -> Box:
-    """The part of the volume to show: all labels of reference and prediction and a margin, else everything."""
-    found = (volumes.reference > 0) | (volumes.prediction > 0)
+    """The part of the volume to show: all labels of reference and predictions and a margin, else everything."""
+    found = np.any(volumes.masks, axis=0)
     if not found.any():
         found = np.ones_like(found)
     box = []
     for axis, step in enumerate(volumes.spacing):
-        used = np.flatnonzero(found.any(axis=tuple({0, 1, 2} - {axis})))
+        used = np.flatnonzero(found.any(axis=others(axis)))
         margin = round(MARGIN_MM / step)
         box.append(slice(max(0, int(used[0]) - margin), min(found.shape[axis], int(used[-1]) + margin + 1)))
     return box[0], box[1], box[2]
 
 
-def block_height(box: Box, spacing: Sequence[float]) -> float:
-    """Height in inches of the three rows of a case and its heading, at one scale for all planes."""
-    width, depth, height = extents(box, spacing)
-    return HEADING + (PANEL_WIDTH - GUTTER) / max(width, depth) * (depth + 2 * height) + 3 * GUTTER
+def others(axis: int) -> tuple[int, int]:
+    """The two axes of a plane across `axis`."""
+    first, second = (i for i in range(3) if i != axis)
+    return first, second
 
 
-def extents(box: Box, spacing: Sequence[float]) -> tuple[float, float, float]:
-    """Size of `box` in mm."""
-    x, y, z = ((part.stop - part.start) * step for part, step in zip(box, spacing, strict=True))
-    return x, y, z
+def plane_sizes(volumes: Volumes) -> list[tuple[float, float]]:
+    """Width and height in mm of the planes to show."""
+    mm = [(part.stop - part.start) * step for part, step in zip(label_box(volumes), volumes.spacing, strict=True)]
+    return [(mm[x], mm[y]) for x, y in (others(plane.axis) for plane in planes(volumes))]
+
+
+def block_height(volumes: Volumes) -> float:
+    """Height in inches of the rows of a case and its heading, at one scale for all planes."""
+    widths, heights = zip(*plane_sizes(volumes), strict=True)
+    return HEADING + (PANEL_WIDTH - GUTTER) / max(widths) * sum(heights) + 3 * GUTTER
+
+
+def planes(volumes: Volumes) -> list[Plane]:
+    """The planes to show: one across each axis, or slices at a sixth, half and five sixths of a stack's labels."""
+    axis = thick_axis(volumes.spacing)
+    if axis is None:
+        return [Plane(name, axis, best_plane(volumes, axis), letters) for name, axis, letters in PLANES]
+    depth = volumes.image.shape[axis]
+    areas = (np.count_nonzero(mask, axis=others(axis)) for mask in volumes.masks)
+    used = next((np.flatnonzero(area) for area in areas if area.any()), np.arange(depth))
+    places = np.unique([(2 * i + 1) * len(used) // (2 * STACK_PLANES) for i in range(STACK_PLANES)])
+    return [Plane(f"slice {index + 1} of {depth}", axis, index) for index in used[places].tolist()]
 
 
 def best_plane(volumes: Volumes, axis: int) -> int:
     """Index of the plane across `axis` with most reference, else most prediction, else the middle one."""
-    others = tuple({0, 1, 2} - {axis})
-    for mask in (volumes.reference, volumes.prediction):
-        if (area := np.count_nonzero(mask, axis=others)).any():
+    for mask in volumes.masks:
+        if (area := np.count_nonzero(mask, axis=others(axis))).any():
             return int(area.argmax())
     return volumes.image.shape[axis] // 2
 
 
 def draw_case(figure: SubFigure, volumes: Volumes, *, name: str, height: float) -> None:
-    """Draw the heading and the nine panels of one case into a part of the picture `height` inches tall."""
-    box = label_box(volumes)
+    """Draw the heading and the panels of one case into a part of the picture `height` inches tall."""
+    box, shown = label_box(volumes), planes(volumes)
     middle = 1 - HEADING / height / 2
     figure.text(0.012, middle, name, color=INK, fontsize=10, va="center")
-    scores = dice(volumes)
-    for place, (label, score) in enumerate(reversed(scores.items())):
-        text = f"Dice {score:.3f}" if len(scores) == 1 else f"[{label}] {score:.3f}"
-        right = 0.988 - 0.09 * place
-        figure.text(right, middle, text, color=colour_of(label), fontsize=11, weight="bold", va="center", ha="right")
-    _, y, z = extents(box, volumes.spacing)
-    axes = figure.subplots(3, 3, gridspec_kw={"height_ratios": [y, z, z]})
+    ratios = [high for _, high in plane_sizes(volumes)]
+    columns = 2 + len(volumes.predictions)
+    axes: Array = figure.subplots(len(shown), columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
     figure.subplots_adjust(left=0.03, right=0.988, bottom=0.012, top=1 - HEADING / height, wspace=0.03, hspace=0.05)
     window = np.percentile(volumes.image[box], (1, 99.5))
-    for row, (plane, axis, across, down) in zip(axes, PLANES, strict=True):
-        index = best_plane(volumes, axis)
-        cut = tuple(index if i == axis else part for i, part in enumerate(box))
-        steps = [s for i, s in enumerate(volumes.spacing) if i != axis]
-        image, reference, prediction = (v[cut].T for v in volumes[:3])
+    arrays: list[Array] = [volumes.image, *volumes.masks]
+    for row, plane in zip(axes, shown, strict=True):
+        cut = tuple(plane.place if i == plane.axis else part for i, part in enumerate(box))
+        x, y = others(plane.axis)
+        steps = volumes.spacing[x], volumes.spacing[y]
+        image, reference, *predictions = (v[cut].T for v in arrays)
         for panel in row:
-            show(panel, image, steps=steps, window=window, flip=axis == 2)
+            show(panel, image, steps=steps, window=window, flip=plane.axis == 2 or not plane.letters)
         outline(row[1], reference, steps=steps)
-        outline(row[2], reference, steps=steps, colour="white")
-        outline(row[2], prediction, steps=steps)
-        row[0].set_ylabel(plane, color=DIM, fontsize=9)
-        mark_directions(row[0], across + down)
-    for panel, heading in zip(axes[0], ("scan", "reference", "prediction (white: reference)"), strict=True):
+        for panel, prediction in zip(row[2:], predictions, strict=True):
+            outline(panel, reference, steps=steps, colour="white")
+            outline(panel, prediction, steps=steps)
+        row[0].set_ylabel(plane.name, color=DIM, fontsize=9)
+        if plane.letters:
+            mark_directions(row[0], plane.letters)
+    headings = ["scan", "reference", *(f"{heading} (white: reference)" for heading in volumes.predictions)]
+    for panel, heading in zip(axes[0], headings, strict=True):
         panel.set_title(heading, color=DIM, fontsize=9, pad=3)
+    for panel, prediction in zip(axes[0][2:], volumes.predictions.values(), strict=True):
+        right = panel.get_position(original=True).x1
+        write_scores(figure, dice(volumes.reference, prediction), at=(right, middle), step=0.27 / columns)
+
+
+def write_scores(figure: SubFigure, scores: Mapping[int, float], *, at: tuple[float, float], step: float) -> None:
+    """Write Dice coefficients in the colours of their labels, to the left of the place `at`, `step` apart."""
+    for place, (label, score) in enumerate(reversed(list(scores.items()))):
+        text = f"Dice {score:.3f}" if len(scores) == 1 else f"[{label}] {score:.3f}"
+        right = at[0] - step * place
+        figure.text(right, at[1], text, color=colour_of(label), fontsize=11, weight="bold", va="center", ha="right")
 
 
 def colour_of(label: int) -> str:
@@ -187,7 +242,7 @@ def mark_directions(panel: Axes, letters: str) -> None:
         text.set(color=INK, fontsize=8, ha="center", va="center", path_effects=HALO)
 
 
-def show(panel: Axes, image: NDArray[Any], *, steps: Sequence[float], window: NDArray[Any], flip: bool) -> None:
+def show(panel: Axes, image: Array, *, steps: Sequence[float], window: Array, flip: bool) -> None:
     """Show the plane `image` `(rows, columns)` in mm; `flip` puts row 0 at the top."""
     rows, columns = image.shape
     width, height = columns * steps[0], rows * steps[1]
@@ -201,7 +256,7 @@ def show(panel: Axes, image: NDArray[Any], *, steps: Sequence[float], window: ND
     panel.spines[:].set_visible(False)
 
 
-def outline(panel: Axes, mask: NDArray[Any], *, steps: Sequence[float], colour: str | None = None) -> None:
+def outline(panel: Axes, mask: Array, *, steps: Sequence[float], colour: str | None = None) -> None:
     """Draw every label of the plane `mask`: filled in the label's colour, or as a line in `colour`."""
     x, y = ((np.arange(n) + 0.5) * s for n, s in zip(mask.shape[::-1], steps, strict=True))
     for label in np.unique(mask[mask != 0]):

@@ -79,10 +79,11 @@ def study(
     for number, step in enumerate(steps, 1):
         _run(step, f"[{number}/{len(steps)}]")
     places = {data: "ACDC", output: "OUTPUT"} | ({} if sunnybrook is None else {sunnybrook: "SUNNYBROOK"})
+    device = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     record: dict[str, Any] = {
         "note": note,
-        "commands": [_shown(step, places) for step in steps],
-        "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "commands": [_replaced(shlex.join(["python", *step.command[1:]]), places) for step in steps],
+        "environment": device | {"command": _replaced(device["command"], places)},
         "splits": {str(seed): json.loads(_split(seed).read_text()) for seed in seeds},
         "scores": {method: _scores(root, method, seeds=seeds) for method in METHODS},
     }
@@ -141,10 +142,10 @@ def _tests(root: Path, method: str, *, overlays: Sequence[str], data: str, seed:
             yield Step(command, target / "metrics_summary.csv")
 
 
-def _shown(step: Step, places: Mapping[str, str]) -> str:
-    line = shlex.join(["python", *step.command[1:]])
-    for place, name in places.items():
-        line = line.replace(place, name)
+def _replaced(line: str, places: Mapping[str, str]) -> str:
+    """Puts names in the place of this machine's folders, the longest first."""
+    for place in sorted(places, key=len, reverse=True):
+        line = line.replace(place, places[place])
     return line
 
 
