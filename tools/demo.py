@@ -45,7 +45,7 @@ class Stage(NamedTuple):
         return " ".join(_quoted(word) for word in [_from_here(self.command[0]), *self.command[1:]])
 
 
-def demo(bundle: str, *, data: str | None = None, output: str = "demo", **overrides: Any) -> None:
+def demo(bundle: str, *, data: str | None = None, output: str | None = None, **overrides: Any) -> None:
     """Train BUNDLE, segment scans that it has not seen, score them and draw the result.
 
     Without DATA everything happens on phantoms and takes a few minutes on two cores. With DATA, labelled scans in the
@@ -59,7 +59,7 @@ def demo(bundle: str, *, data: str | None = None, output: str = "demo", **overri
     Args:
         bundle: name of a bundle, for example vnet_atrial_mri.
         data: folder of labelled scans. Default: phantoms.
-        output: folder for everything that is made: weights, masks, metrics.csv, overview.png.
+        output: folder for everything that is made: weights, masks, metrics.csv, overview.png. Default: demo/BUNDLE.
         overrides: settings of the bundle's configs, handed to every command, for example --max_epochs 5 --axcodes RAS.
 
     Raises:
@@ -69,6 +69,7 @@ def demo(bundle: str, *, data: str | None = None, output: str = "demo", **overri
     """
     start = time.monotonic()
     folder, recipe = _recipe(bundle)
+    output = output or f"demo/{bundle}"
     chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
     scenario = recipe["phantoms" if data is None else "data"]
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
