@@ -101,6 +101,11 @@ def test_flops_of_convolution() -> None:
     assert flops == 2 * (6 * 7 * 8) * 4 * 2 * 3**3
 
 
+def test_flops_of_the_gradient_by_the_input_of_a_module() -> None:
+    layer, image = torch.nn.Linear(5, 7, bias=False), torch.ones(3, 5, requires_grad=True)
+    assert counted(lambda: torch.autograd.grad(layer(image).sum(), image))[1] == 2 * (2 * 3 * 5 * 7)
+
+
 @pytest.mark.parametrize(
     ("best", "rate"), [((0.25, 1.0), 2 * 2048**3 / 0.25), ((0.5, 0.25), 2 * 64 * 64 * 5**3 * 32**3 / 0.25)]
 )

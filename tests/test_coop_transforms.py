@@ -270,6 +270,15 @@ def shipped(**still: Any) -> Callable[[Item], Item]:
     return chain
 
 
+def test_splines_read_what_those_of_the_whole_slice_read() -> None:
+    image = np.random.RandomState(2).rand(90, 80).astype(np.float32)
+    source = np.random.RandomState(3).uniform(30, 50, (2, 9, 9))
+    expected = ndimage.map_coordinates(image, source, order=3)
+    assert warp_image(torch.from_numpy(image)[None], source, spline=True)[0].numpy() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
 def test_shipped_chain_without_chance_is_the_reference_of_validation() -> None:
     image = torch.from_numpy(np.random.RandomState(8).rand(201, 230)[:200]).float()[None]
     item = shipped(**STILL)({"image": image, "label": torch.zeros(1, 200, 230, dtype=torch.uint8)})

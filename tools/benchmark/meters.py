@@ -8,7 +8,7 @@ import gc
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +42,17 @@ def counted(work: Work) -> tuple[Outputs, int]:
 
     Matrix products, convolutions and attention count, forward and backward, two operations per multiply-add.
     """
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
         outputs = work()
     return outputs, int(counter.get_total_flops())
+
+
+class _NoModules(nullcontext[None]):
+    """Stands in for the counter's hooks on modules, with which `autograd.grad` by a module's input fails."""
+
+    parents = ("Global",)
 
 
 @functools.cache

@@ -110,7 +110,7 @@ def reference_names(trained: VNet, role: str) -> dict[str, torch.Tensor]:
 
 def training_transforms(part: str, *, patch_size: Sequence[int], device: torch.device) -> Compose:
     """Returns the `deterministic` or `random` transforms of `train.yaml`."""
-    parser = config(BUNDLE, "train", {"patch_size": list(patch_size), "device": device})
+    parser = config(BUNDLE, "train", changes={"patch_size": list(patch_size), "device": device})
     return Compose(parser.get_parsed_content(f"train::{part}_transforms"))
 
 
@@ -126,7 +126,7 @@ def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, 
         "dataloader::_target_": "DataLoader",  # no thread: it would hide the locator from the counter of operations
         "handlers": [],
     }
-    parser = config(BUNDLE, "inference", changes)
+    parser = config(BUNDLE, "inference", changes=changes)
     parser["preprocessing::transforms"][0] = _loaded
     del parser["postprocessing::transforms"][-1]
     engine = parser.get_parsed_content("evaluator")
