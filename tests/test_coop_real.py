@@ -12,7 +12,7 @@ from tools.recipes.cooperative_training_acdc_mri.study import CORRUPTIONS, study
 
 @pytest.mark.slow
 def test_study(real_data: Path, tmp_path: Path) -> None:
-    """After twelve short epochs the left ventricle is found, and hard examples do more for corrupted than for clean scans.
+    """After twelve epochs the left ventricle is found, and hard examples do more for corrupted than for clean scans.
 
     In the recorded study the difference is 2 to 5 points in each of three seeds; the slack is what rounding can change.
     """
