@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from cooperative_training.cases import InputError
 from cooperative_training.data import evaluation_cases, find_images, read_split, root_folder
+from cooperative_training.transforms import ScaleRawd
 from tests.coop_files import distributed, patients, reorganised, split_file, volume
 
 
@@ -118,6 +122,24 @@ class TestEvaluationCases:
             reorganised(tmp_path / "bias", name)
         found = evaluation_cases(cases, test_sets={"RandomBias": str(tmp_path / "bias")})[4:]
         assert [case["case"] for case in found] == ["RandomBias/004_2_ED", "RandomBias/004_2_ES"]
+
+    def test_what_corrupt_wrote_is_not_scaled_again(
+        self, cases: dict[str, list[dict[str, str]]], tmp_path: Path
+    ) -> None:
+        """Its manifest marks a set, and the scaling of evaluate.yaml leaves marked volumes as they are."""
+        for name in ("made", "other"):
+            reorganised(tmp_path / name, f"{cases['test'][0]['patient']}_0")
+        (tmp_path / "made/manifest.json").write_text("{}")
+        sets = {name: str(tmp_path / name) for name in ("made", "other")}
+        found = {case["set"]: case for case in evaluation_cases(cases, test_sets=sets)}
+        scale = ScaleRawd("image", lower=2, upper=98, b_min=0, b_max=1)
+        image = torch.linspace(0, 0.5, 101).reshape(1, 101, 1, 1)
+        items: dict[str, dict[Hashable, Any]] = {name: {"image": image} for name in found}
+        for name, case in found.items():
+            items[name].update(scaled=case.get("scaled"))
+        peaks = {name: float(scale(item)["image"].max()) for name, item in items.items()}
+        assert peaks["made"] == 0.5
+        assert peaks["clean"] == peaks["other"] == pytest.approx(1, abs=0.03)
 
     def test_all_of_a_foreign_set(self, cases: dict[str, list[dict[str, str]]], tmp_path: Path) -> None:
         for name in ("A0S9V9", "B1_2"):
