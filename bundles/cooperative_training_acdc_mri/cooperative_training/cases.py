@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ __all__ = ["InputError", "check_cases", "check_sizes", "report_plainly"]
 
 Case = Mapping[str, Any]
 Problem = tuple[str, str, str]
+Further = Callable[[Case, Mapping[str, MetaTensor]], Iterable[tuple[str, str]]]
 
 
 class InputError(ValueError):
@@ -54,32 +55,50 @@ def check_cases(
     splits: Sequence[Sequence[Case]],
     *,
     images: Sequence[str] = ("image",),
+    stacks: Collection[str] = (),
     label: str | None = "label",
     label_values: Sequence[Sequence[int]] = ((0, 1),),
     foreground: bool = True,
+    further: Further | None = None,
 ) -> None:
     """Reads every file of every case once and checks it; cheap rules come first.
 
     Args:
         splits: lists of cases, for example training and validation; no file may occur in two of them.
-        images: keys of the images in a case, each a path to a 3D volume.
+        images: keys of the images, each a path to a 3D volume; those that a case lacks are not asked for.
+        stacks: those of them that are 4D, with channels along the last axis.
         label: key of the label map, `None` when there is none.
         label_values: the sets of values of which a label map may hold a subset of one.
         foreground: whether a label map must hold anything but 0.
+        further: from a case that keeps the rules above, and its volumes by key, to (key, rule) of further ones it breaks.
 
     Raises:
         InputError: when a split is empty, a case is in two splits, a file is missing or unreadable, a volume is not 3D
-            or not finite, an image and its label differ in shape or affine, or a label map holds other values or none.
+            or not finite, an image and its label differ in shape or affine, a label map holds other values or none, or
+            `further` finds anything.
     """
     problems = list(_problems_of_splits(splits, images))
     if problems:
         raise InputError(problems)
     rules: dict[str, Any] = {"label_values": [set(values) for values in label_values], "foreground": foreground}
     keys = [*images, *([] if label is None else [label])]
+
+    def problems_of(case: Case) -> list[Problem]:
+        present = [key for key in keys if key in case]
+        volumes: dict[str, MetaTensor] = {}
+        found = list(_problems_of_case(case, present, label, stacks=stacks, volumes=volumes, **rules))
+        if further is not None and not found:
+            found = [(case_name(case), str(case[key]), rule) for key, rule in further(case, volumes)]
+        return found
+
     # Absolute before the threads start: the first import of itk changes the working directory for a moment.
-    cases = [{**case, **{key: str(Path(case[key]).absolute()) for key in keys}} for split in splits for case in split]
+    cases = [
+        {**case, **{key: str(Path(case[key]).absolute()) for key in keys if key in case}}
+        for split in splits
+        for case in split
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda case: list(_problems_of_case(case, keys, label, **rules)), cases)
+        found = pool.map(problems_of, cases)
         problems = [problem for case in tqdm(found, "Checking scans", len(cases), unit="case") for problem in case]
     if problems:
         raise InputError(problems)
@@ -110,15 +129,22 @@ def _problems_of_splits(splits: Sequence[Sequence[Case]], images: Sequence[str])
         if not split:
             yield "", f"split {index + 1}", "holds no case"
         for case in split:
-            path = Path(case[images[0]]).resolve()
+            path = Path(next(case[key] for key in images if key in case)).resolve()
             if seen.setdefault(path, index) != index:
                 yield case_name(case), str(path), "is in two splits"
 
 
 def _problems_of_case(
-    case: Case, keys: Sequence[str], label: str | None, *, label_values: list[set[int]], foreground: bool
+    case: Case,
+    keys: Sequence[str],
+    label: str | None,
+    *,
+    stacks: Collection[str],
+    volumes: dict[str, MetaTensor],
+    label_values: list[set[int]],
+    foreground: bool,
 ) -> Iterator[Problem]:
-    volumes: dict[str, MetaTensor] = {}
+    """Reads the files of a case into `volumes` and yields what is wrong with them."""
     for key in keys:
         name, path = case_name(case), Path(case[key])
         if not path.is_file():
@@ -129,9 +155,9 @@ def _problems_of_case(
         except Exception as error:
             yield name, str(path), f"{key} cannot be read ({_reason(error)})"
             continue
-        volume = volumes[key]
-        if volume.ndim != 3:
-            yield name, str(path), f"{key} must be a 3D volume, its shape is {tuple(volume.shape)}"
+        volume, dimensions = volumes[key], 4 if key in stacks else 3
+        if volume.ndim != dimensions:
+            yield name, str(path), f"{key} must be a {dimensions}D volume, its shape is {tuple(volume.shape)}"
         elif key != label and not torch.isfinite(volume).all():
             yield name, str(path), f"{key} holds NaN or infinite voxels"
         elif key == label:
@@ -158,7 +184,7 @@ def _rules_broken_by(label: MetaTensor, label_values: list[set[int]], foreground
 def _problems_of_grid(case: Case, volumes: Mapping[str, MetaTensor]) -> Iterator[Problem]:
     (first, reference), *others = list(volumes.items()) or [("", None)]
     for key, volume in others:
-        if volume.shape != reference.shape:
+        if volume.shape[:3] != reference.shape[:3]:
             rule = f"shape {tuple(volume.shape)} differs from the {first}'s {tuple(reference.shape)}"
         elif not torch.allclose(volume.affine, reference.affine, atol=1e-2):
             rule = f"affine differs from the {first}'s by up to {(volume.affine - reference.affine).abs().max():.3g} mm"

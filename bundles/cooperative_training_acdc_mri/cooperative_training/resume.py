@@ -96,11 +96,13 @@ class BestModel:
     Args:
         network: network whose weights are saved.
         path: file that always holds the best weights so far.
+        or_equal: whether weights that are as good replace those before them.
     """
 
-    def __init__(self, network: nn.Module, path: str) -> None:
+    def __init__(self, network: nn.Module, path: str, *, or_equal: bool = False) -> None:
         self.network = network
         self.path = Path(path)
+        self.or_equal = or_equal
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -110,7 +112,7 @@ class BestModel:
     def __call__(self, engine: Engine) -> None:
         """Saves the weights when the key metric of this validation is the best of the run."""
         value = float(engine.state.metrics[engine.state.key_metric_name])
-        if not value > self.best:
+        if not (value >= self.best if self.or_equal else value > self.best):
             return
         if self.best == -math.inf and self.path.is_file() and idist.get_rank() == 0:
             _copy_atomically(self.path, self.path.with_name(f"{self.path.stem}_previous.pt"))

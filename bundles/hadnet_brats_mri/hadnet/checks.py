@@ -1,0 +1,149 @@
+"""Checks that hold for scans of several sequences; `cases.check_cases` makes them while it reads the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import nibabel
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+
+from .cases import Case, InputError, case_name, check_cases
+from .data import sequence_files
+from .regions import CLASSES
+from .transforms import brain_mask, channels_of
+
+__all__ = ["check_scans", "check_sequences", "label_sets"]
+
+Sizes = Sequence[float]
+
+
+def check_sequences(sequences: Sequence[str], withheld: Sequence[str]) -> None:
+    """Checks which sequences teacher and student have.
+
+    Args:
+        sequences: the teacher's.
+        withheld: those of them that the student does without.
+
+    Raises:
+        InputError: when a sequence is listed twice, or the student misses none, all, or one that the teacher lacks.
+    """
+    problems = []
+    if len(set(sequences)) < len(sequences):
+        problems.append(("", "sequences", f"must be different, got {list(sequences)}"))
+    if not withheld or not set(withheld) < set(sequences):
+        rule = f"must be one or more, but not all, of {', '.join(sequences)}; got {list(withheld)}"
+        problems.append(("", "withheld", rule))
+    if problems:
+        raise InputError(problems)
+
+
+def label_sets(label_order: Sequence[str]) -> list[list[int]]:
+    """Returns the sets of values that label maps may hold.
+
+    Args:
+        label_order: classes of the values 1, 2, ...: each one of NCR, ED and ET.
+
+    Returns:
+        All values or, where two of them mean ET as in the labels of 2023 (3) and of earlier years (4), all but either.
+
+    Raises:
+        InputError: when it names another class, or does not name each.
+    """
+    if set(label_order) != set(CLASSES[1:]):
+        raise InputError([("", "label_order", f"must name {', '.join(CLASSES[1:])}, got {list(label_order)}")])
+    values = range(len(label_order) + 1)
+    enhancing = [value for value in values[1:] if label_order[value - 1] == "ET"]
+    return [[value for value in values if value == kept or value not in enhancing] for kept in enhancing]
+
+
+def check_scans(
+    splits: Sequence[Sequence[Case]],
+    *,
+    sequences: Sequence[Sequence[str]],
+    mask_from: Sequence[str],
+    stack: Sequence[str],
+    size: Sizes,
+    pixdim: Sizes,
+    cut: bool,
+    label: str | None = "label",
+    label_order: Sequence[str] = ("NCR", "ED", "ET", "ET"),
+) -> None:
+    """Checks every file that a run will read, see `cases.check_cases`; a scan without tumour is allowed.
+
+    Args:
+        splits: lists of cases `{"image"}` or `{"image", "label"}`, as `transforms.LoadSequencesd` takes them.
+        sequences: for each split those that are needed of its scans.
+        mask_from: sequences that make up the brain.
+        stack: sequences of 4D volumes.
+        size: what the network sees, in voxels along S, A and L.
+        pixdim: their size in mm.
+        cut: whether a brain that is larger may be cut.
+        label: key of the label map, `None` when there is none.
+        label_order: see `label_sets`.
+
+    Raises:
+        InputError: as `check_cases`, and when a 4D volume has other channels, no voxel belongs to the brain, a sequence is
+            constant in it, or it is larger than `size`.
+    """
+    needed = [list(dict.fromkeys([*names, *mask_from])) for names in sequences]
+    found = [[_files(case, names) for case in split] for split, names in zip(splits, needed, strict=True)]
+
+    def further(case: Case, volumes: Mapping[str, MetaTensor]) -> Iterator[tuple[str, str]]:
+        scan, stacked = {key: volume for key, volume in volumes.items() if key != label}, volumes.get("image")
+        if stacked is not None:
+            try:
+                channels = channels_of(case["needed"], stack=stack, count=stacked.shape[-1])
+            except InputError as error:
+                yield "image", str(error).rpartition(": ")[2]
+                return
+            scan = {name: stacked[..., channel] for name, channel in zip(case["needed"], channels, strict=True)}
+        for name, rule in _problems_of_brain(scan, mask_from, size=size, pixdim=pixdim, cut=cut):
+            yield ("image" if stacked is not None else name), rule
+
+    check_cases(
+        found,
+        images=["image", *dict.fromkeys(name for names in needed for name in names)],
+        stacks=["image"],
+        label=label,
+        label_values=label_sets(label_order),
+        foreground=False,
+        further=further,
+    )
+
+
+def _files(case: Case, needed: Sequence[str]) -> Case:
+    """Returns the case with a file for each sequence it needs, unless it has one volume of them all."""
+    files = sequence_files(case["image"], needed)
+    rest = {key: value for key, value in case.items() if key != "image"}
+    named = {"case": case_name(case), "needed": needed}
+    return {**case, **named} if files is None else {**rest, **named, **files}
+
+
+def _problems_of_brain(
+    scan: Mapping[str, MetaTensor], mask_from: Sequence[str], *, size: Sizes, pixdim: Sizes, cut: bool
+) -> Iterator[tuple[str, str]]:
+    brain = brain_mask(torch.stack([scan[name].as_tensor() for name in mask_from]))[0]
+    if not brain.any():
+        yield mask_from[0], f"there is no brain: no voxel in which {', '.join(mask_from)} are all non-zero"
+        return
+    for name, volume in scan.items():
+        if (inside := volume.as_tensor()[brain]).min() == inside.max():
+            yield name, f"{name} is the same everywhere in the brain"
+    long = _extent(brain, scan[mask_from[0]].affine, pixdim)
+    if not cut and any(voxels > most for voxels, most in zip(long, size, strict=True)):
+        yield mask_from[0], (
+            f"the brain is {long} voxels long along S, A, L, the network sees {list(size)}: enlarge `size`, or allow "
+            "cutting with `cut`"
+        )
+
+
+def _extent(brain: torch.Tensor, affine: torch.Tensor, pixdim: Sizes) -> list[int]:
+    """Length of the brain along S, A and L in voxels of `pixdim` mm."""
+    along = [brain.any(2).any(1), brain.any(2).any(0), brain.any(1).any(0)]
+    voxels = [int(used.nonzero().max() - used.nonzero().min()) + 1 for used in along]
+    spacing = affine_to_spacing(affine)
+    axes = nibabel.io_orientation(affine.numpy())[:, 0].astype(int).tolist()
+    millimetres = {axis: count * float(step) for axis, count, step in zip(axes, voxels, spacing, strict=True)}
+    return [round(millimetres[axis] / step) for axis, step in zip((2, 1, 0), pixdim, strict=True)]

@@ -1,0 +1,139 @@
+"""Transforms that MONAI lacks: sequences beside each other as one scan, its brain, and intensities within the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import CenterSpatialCrop, LoadImage, MapTransform, Transform
+
+from .cases import InputError
+from .data import sequence_files
+
+__all__ = ["LoadSequencesd", "NormalizeBraind", "RearCenterCrop", "brain_mask", "channels_of"]
+
+
+def channels_of(sequences: Sequence[str], *, stack: Sequence[str], count: int) -> list[int]:
+    """Returns which channels of a volume of several sequences are the wanted ones.
+
+    Args:
+        sequences: those that are wanted, in order.
+        stack: sequences of a complete volume, in order.
+        count: channels of the volume at hand: as many as `stack` has, or as are wanted.
+
+    Raises:
+        InputError: when it has another number of channels, or the complete volume lacks one that is wanted.
+    """
+    held = list(stack) if count == len(stack) else list(sequences)
+    if count != len(held) or not set(sequences) <= set(held):
+        expected = " or ".join(f"{len(names)} ({', '.join(names)})" for names in (stack, sequences))
+        raise InputError([("", "image", f"must have {expected} channels, has {count}")])
+    return [held.index(name) for name in sequences]
+
+
+def brain_mask(scan: torch.Tensor) -> torch.Tensor:
+    """Where all sequences of a scan `(C, H, W, D)` are non-zero: `(1, H, W, D)`, bool."""
+    return (scan != 0).all(0, keepdim=True)
+
+
+class LoadSequencesd(MapTransform):
+    """Loads a scan of several sequences, and the brain in it.
+
+    Of the path under a key it makes `(C, H, W, D)`, float32, and under `mask_key` the brain `(1, H, W, D)`, uint8: where
+    the sequences `mask_from` are non-zero. The path is one of the sequences' files, beside which the others are found
+    (see `data.sequence_files`), or a 4D volume of them all. No other file is touched.
+
+    Args:
+        keys: the scan; one key.
+        sequences: those that make up the scan, in the order of its channels.
+        mask_from: those that make up the brain.
+        stack: sequences of a 4D volume, in order; a volume with only those that are needed has these in their order.
+        mask_key: where the brain goes.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        sequences: Sequence[str],
+        mask_from: Sequence[str],
+        stack: Sequence[str],
+        mask_key: str = "brain",
+    ) -> None:
+        super().__init__(keys)
+        self.sequences = list(sequences)
+        self.mask_from = list(mask_from)
+        self.stack = list(stack)
+        self.mask_key = mask_key
+        self.needed = [*sequences, *(name for name in mask_from if name not in sequences)]
+        self._load = LoadImage(image_only=True, dtype=torch.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with the scan and the brain."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            path = Path(item[key])
+            scan = self._read(path)
+            named = path.name if "case" not in item else f"{item['case']}.nii.gz"
+            scan.meta["filename_or_obj"] = str(path.with_name(named))
+            channels = [self.needed.index(name) for name in self.mask_from]
+            item[self.mask_key] = brain_mask(scan[channels]).to(torch.uint8)
+            item[key] = scan[: len(self.sequences)]
+        return item
+
+    def _read(self, path: Path) -> MetaTensor:
+        """Loads the needed sequences as `(C, H, W, D)`."""
+        files = sequence_files(path, self.needed)
+        if files is None:
+            volume = self._load(path)
+            wanted = channels_of(self.needed, stack=self.stack, count=volume.shape[-1])
+            scan = volume.movedim(-1, 0)[wanted]
+        else:
+            volumes = [self._load(file) for file in files.values()]
+            scan = torch.stack(volumes)
+        first = volume if files is None else volumes[0]
+        return MetaTensor(scan.contiguous(), affine=first.affine, meta={**first.meta, "original_channel_dim": 0})
+
+
+class NormalizeBraind(MapTransform):
+    """Normalises each sequence within the brain as the reference does, to [0, 1].
+
+    Mean and standard deviation of the brain's voxels give z-scores; those above `upper` are cut, and the lowest of the
+    whole volume becomes 0 and `upper` becomes 1.
+
+    Args:
+        keys: scans `(C, H, W, D)`.
+        mask_key: brain `(1, H, W, D)`.
+        upper: highest z-score.
+    """
+
+    def __init__(self, keys: KeysCollection, *, mask_key: str = "brain", upper: float = 3.0) -> None:
+        super().__init__(keys)
+        self.mask_key = mask_key
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with its scans normalised."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            scan: torch.Tensor = item[key]
+            inside = scan[:, item[self.mask_key][0] > 0].as_tensor()
+            mean, deviation = inside.mean(1), inside.std(1, correction=0)
+            shape = (-1, 1, 1, 1)
+            scores = ((scan - mean.view(shape)) / deviation.view(shape)).clamp(max=self.upper)
+            lowest = scores.as_tensor().amin((1, 2, 3), keepdim=True)
+            item[key] = (scores - lowest) / (self.upper - lowest)
+        return item
+
+
+class RearCenterCrop(CenterSpatialCrop):
+    """Central crop that leaves out one voxel more in front than behind where they are odd, as the reference does."""
+
+    def compute_slices(self, spatial_size: Sequence[int]) -> tuple[slice, ...]:  # type: ignore[override]
+        """Returns the slices for a volume of `spatial_size`."""
+        starts = [max(size - kept + 1, 0) // 2 for size, kept in zip(spatial_size, self.roi_size, strict=True)]
+        return tuple(slice(start, start + kept) for start, kept in zip(starts, self.roi_size, strict=True))
