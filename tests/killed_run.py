@@ -20,7 +20,7 @@ import torch
 
 def main(moment: str, marker: str, arguments: str) -> None:
     """Runs until the moment."""
-    save, backward = torch.save, torch.Tensor.backward
+    save, backward = torch.save, torch.autograd.backward
     states = 0
 
     def stop() -> None:
@@ -41,9 +41,9 @@ def main(moment: str, marker: str, arguments: str) -> None:
     def slow_backward(*args: Any, **kwargs: Any) -> None:
         if moment == "step" and states == 2:
             stop()
-        backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        backward(*args, **kwargs)
 
-    torch.save, torch.Tensor.backward = slow_save, slow_backward  # type: ignore[assignment]
+    torch.save, torch.autograd.backward = slow_save, slow_backward  # type: ignore[assignment]
     monai.bundle.run(**json.loads(Path(arguments).read_text()))
 
 

@@ -73,10 +73,21 @@ def cases(bundle: str, data: Path) -> dict[str, list[Case]]:
 
 
 def prediction(results: Path, case: Case, *, data: Path) -> Path:
-    """The mask of a case: it lies in the results as the scan in the data folder, with `_` after its name."""
+    """The mask of a case: it lies in the results as the scan in the data folder, named after the scan or the case."""
     scan = Path(case["image"]).relative_to(data)
-    (path,) = results.rglob(str(scan.parent / f"{stem(scan)}_*"))
+    names = {stem(scan), case.get("case", scan.parent.name)}
+    found = {
+        path for name in names for path in results.rglob(str(scan.parent / f"{name}_*")) if "_unc_" not in path.name
+    }
+    (path,) = found
     return path
+
+
+def scan_files(bundle: str, case: Case) -> list[Path]:
+    """The files of a scan: its image and, where it has several sequences, those beside it."""
+    image = Path(case["image"])
+    first, others = recipe(bundle).get("image", "image"), recipe(bundle).get("beside", [])
+    return [image, *(image.with_name(image.name.replace(first, other)) for other in others)]
 
 
 def stem(path: Path) -> str:

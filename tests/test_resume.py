@@ -114,8 +114,9 @@ def test_killed_process(
 
 
 @each_bundle
-def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tmp_path: Path) -> None:
+def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """The same command again trains again from the beginning, and keeps the weights of the first time."""
+    copy(tiny_weights(bundle), tmp_path / "models")
     given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 1}
     run(bundle, "train", seed=1, **given)
     first, state = load(tmp_path / "models/model.pt"), network_of(tmp_path)
@@ -127,8 +128,11 @@ def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tmp_path: Pa
 
 
 @each_bundle
-def test_state_of_a_run_on_other_cases_is_set_aside(bundle: str, phantoms: NamedPath, tmp_path: Path) -> None:
+def test_state_of_a_run_on_other_cases_is_set_aside(
+    bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
+) -> None:
     """A batch of one makes twice as many steps of the same cases: as if there were twice as many."""
+    copy(tiny_weights(bundle), tmp_path / "models")
     given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
     run(bundle, "train", max_epochs=1, batch_size=2, **given)
     first = load(tmp_path / "models/training_state.pt")
@@ -163,11 +167,12 @@ def validator(*scores: float) -> tuple[Engine, list[float]]:
     return Engine(step), left
 
 
-def test_best_model(tmp_path: Path) -> None:
-    """A better score saves the weights, an equal, worse or undefined one does not; earlier weights are kept once."""
+@pytest.mark.parametrize(("or_equal", "after"), [(False, [7, 1, 1, 1, 4, 4]), (True, [7, 1, 2, 2, 4, 4])])
+def test_best_model(or_equal: bool, after: list[float], tmp_path: Path) -> None:
+    """A better score saves the weights, a worse or undefined one does not; earlier weights are kept once."""
     network, path = nn.Linear(1, 1, bias=False), tmp_path / "model.pt"
     torch.save({"weight": torch.tensor([[7.0]])}, path)
-    best = resume.BestModel(network, str(path))
+    best = resume.BestModel(network, str(path), or_equal=or_equal)
     scores = (float("nan"), 0.5, 0.5, 0.4, 0.6, float("nan"))
     engine, _ = validator(*scores)
     best.attach(engine)
@@ -176,7 +181,7 @@ def test_best_model(tmp_path: Path) -> None:
         nn.init.constant_(network.weight, number)
         engine.run([0])
         saved.append(float(load(path)["weight"]))
-    assert saved == [7, 1, 1, 1, 4, 4]
+    assert saved == after
     assert load(tmp_path / "model_previous.pt") == {"weight": torch.tensor([[7.0]])}
     assert best.state_dict() == {"best": 0.6}
 

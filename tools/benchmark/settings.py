@@ -6,14 +6,18 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from numpy.typing import NDArray
 
 from tools.benchmark.row import Row, Setting, Work
+
+Array = NDArray[Any]
 
 
 class Prepare(Protocol):
@@ -42,12 +46,51 @@ def half(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
-def config(bundle: Path, stem: str, *, changes: Mapping[str, Any]) -> ConfigParser:
-    """Returns the parser of a config of the bundle with values changed by id."""
+def config(bundle: Path, *stems: str, changes: Mapping[str, Any]) -> ConfigParser:
+    """Returns the parser of a config of the bundle, and of overlays, with values changed by id."""
     parser = ConfigParser()
-    parser.read_config(bundle / "configs" / f"{stem}.yaml")
+    parser.read_config([bundle / "configs" / f"{stem}.yaml" for stem in stems])
     parser.update(dict(changes))
     return parser
+
+
+def evaluator_in_memory(
+    bundle: Path,
+    image: Array,
+    *,
+    load: Callable[[Mapping[str, Array]], Mapping[str, torch.Tensor]],
+    changes: Mapping[str, Any],
+) -> Any:
+    """Returns the evaluator of `inference.yaml` on an image in memory instead of files, which saves nothing.
+
+    Args:
+        bundle: folder of the bundle.
+        image: voxels.
+        load: stands in for the first transform; it takes `{"image": image}`.
+        changes: values of the config by id.
+    """
+    # No thread: its time would be another's, and the counter of operations would not see it.
+    given = {"dataset::data": [{"image": image}], "dataloader::_target_": "DataLoader", "handlers": []}
+    parser = config(bundle, "inference", changes={**given, **changes})
+    parser["preprocessing::transforms"][0] = load
+    steps = parser["postprocessing::transforms"]
+    steps[:] = [step for step in steps if step["_target_"] != "SaveImaged"]
+    engine = parser.get_parsed_content("evaluator")
+    engine.logger.setLevel("WARNING")
+    return engine
+
+
+def volume_in_memory(image: Array, *, steps: Sequence[float], channel: int | str = "no_channel") -> MetaTensor:
+    """Returns an image in memory as `LoadImage` does one in a file.
+
+    Args:
+        image: voxels.
+        steps: size of a voxel in mm along each axis, negative where the axis runs to the right, back or feet.
+        channel: axis of its channels.
+    """
+    affine = torch.diag(torch.tensor([*steps, 1.0], dtype=torch.float64))
+    meta = {"filename_or_obj": "in memory", "original_channel_dim": channel}
+    return MetaTensor(torch.as_tensor(image, dtype=torch.float32), affine=affine, meta=meta)
 
 
 def start_up(bundle: Path) -> Row:

@@ -70,7 +70,7 @@ def check_cases(
         label: key of the label map, `None` when there is none.
         label_values: the sets of values of which a label map may hold a subset of one.
         foreground: whether a label map must hold anything but 0.
-        further: from a case that keeps the rules above, and its volumes by key, to (key, rule) of further ones it breaks.
+        further: from a case that keeps the rules above, and its volumes by key, to the key and rule of others broken.
 
     Raises:
         InputError: when a split is empty, a case is in two splits, a file is missing or unreadable, a volume is not 3D

@@ -84,8 +84,8 @@ def check_scans(
         label_order: see `label_sets`.
 
     Raises:
-        InputError: as `check_cases`, and when a 4D volume has other channels, no voxel belongs to the brain, a sequence is
-            constant in it, or it is larger than `size`.
+        InputError: as `check_cases`, and when a 4D volume has other channels, no voxel belongs to the brain, a sequence
+            is constant in it, or it is larger than `size`.
     """
     needed = [list(dict.fromkeys([*names, *mask_from])) for names in sequences]
     found = [[_files(case, names) for case in split] for split, names in zip(splits, needed, strict=True)]
@@ -133,10 +133,8 @@ def _problems_of_brain(
             yield name, f"{name} is the same everywhere in the brain"
     long = _extent(brain, scan[mask_from[0]].affine, pixdim)
     if not cut and any(voxels > most for voxels, most in zip(long, size, strict=True)):
-        yield mask_from[0], (
-            f"the brain is {long} voxels long along S, A, L, the network sees {list(size)}: enlarge `size`, or allow "
-            "cutting with `cut`"
-        )
+        seen = f"the brain is {long} voxels long along S, A, L, the network sees {list(size)}"
+        yield mask_from[0], f"{seen}: enlarge `size`, or allow cutting with `cut`"
 
 
 def _extent(brain: torch.Tensor, affine: torch.Tensor, pixdim: Sizes) -> list[int]:

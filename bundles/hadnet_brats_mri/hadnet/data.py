@@ -1,4 +1,4 @@
-"""Where the scans lie: BraTS folders of any year, sequences found beside each other by name, volumes of all sequences."""
+"""Where the scans lie: BraTS folders of any year, sequences beside each other by name, volumes of all sequences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from monai.data import partition_dataset_classes
 
@@ -68,8 +67,8 @@ def sequence_files(image: str | Path, sequences: Sequence[str]) -> dict[str, Pat
         sequences: those that are wanted.
 
     Returns:
-        Path by sequence, whether there is such a file or not; `None` when the name of `image` ends in no sequence: then it
-        is one volume of them all.
+        Path by sequence, whether there is such a file or not; `None` when the name of `image` ends in no sequence: then
+        it is one volume of them all.
 
     Raises:
         InputError: when several files could be one sequence.
@@ -127,12 +126,13 @@ def read_split(
         seed: seed of the shuffle, when there is no file.
 
     Returns:
-        `{"training": cases, "validation": cases, "test": cases}`, a case being `{"case", "image", "label"}` with the file
-        of the first sequence.
+        `{"training": cases, "validation": cases, "test": cases}`, a case being `{"case", "image", "label"}` with the
+        file of the first sequence.
 
     Raises:
-        InputError: when the folder or the split file does not exist, there are too few cases, a case lies in two folders
-            or has two files for one sequence, or the split file is damaged, names a case twice or one without folder.
+        InputError: when the folder or the split file does not exist, there are too few cases, a case lies in two
+            folders or has two files for one sequence, or the split file is damaged, names a case twice or one without
+            folder.
     """
     root = _existing(dataset_dir)
     folders = _case_folders(root, sequences)
@@ -157,9 +157,7 @@ def _drawn(folders: Mapping[str, Path], *, validation: float, seed: int) -> dict
     names = list(folders)
     grades = [folder.parent.name for folder in folders.values()]
     held_out = max(1, round(validation * len(names)))
-    parts = partition_dataset_classes(
-        names, grades, ratios=[len(names) - held_out, held_out], shuffle=True, seed=seed
-    )
+    parts = partition_dataset_classes(names, grades, ratios=[len(names) - held_out, held_out], shuffle=True, seed=seed)
     if not parts[1]:  # grades of too few cases each
         parts = [sorted(names)[held_out:], sorted(names)[:held_out]]
     return dict(zip(SPLITS, [*map(sorted, parts), []], strict=True))
@@ -172,13 +170,11 @@ def _named(split_file: Path) -> dict[str, list[str]]:
         content = json.loads(split_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError([("", str(split_file), f"is no valid JSON ({error})")]) from error
-    lists = {name: content.get(name, []) if name == "test" else content.get(name) for name in SPLITS} if isinstance(
-        content, dict
-    ) else {}
-    if not lists or not all(isinstance(names, list) for names in lists.values()):
+    lists = {"test": [], **content} if isinstance(content, dict) else {}
+    if not all(isinstance(lists.get(name), list) for name in SPLITS):
         rule = "must hold lists of case names under 'training' and 'validation'"
         raise InputError([("", str(split_file), rule)])
-    return lists
+    return {name: lists[name] for name in SPLITS}
 
 
 def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:
@@ -225,9 +221,10 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
 
 def _scans_beside(folder: Path, sequences: Sequence[str]) -> Iterator[Case]:
     """The cases in one folder, told apart by what stands before the names of the sequences."""
-    beginnings = sorted({_beginning(path, sequences) for path in folder.iterdir()} - {None})
+    found = {_beginning(path, sequences) for path in folder.iterdir()}
+    beginnings = sorted(beginning for beginning in found if beginning is not None)
     for beginning in beginnings:
-        case = folder.name if len(beginnings) == 1 else str(beginning).rstrip("_-")
+        case = folder.name if len(beginnings) == 1 else beginning.rstrip("_-")
         yield {"case": case, "image": str(_find(folder, sequences[0], beginning))}
 
 

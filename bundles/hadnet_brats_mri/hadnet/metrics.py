@@ -50,7 +50,7 @@ class SmoothedDice(CumulativeIterationMetric):
 
 
 class MovingScore:
-    """Handler of a validator: logs its key metric averaged over epochs, exponentially and without the bias of its start.
+    """Handler of a validator: its key metric averaged over epochs, exponentially and without the bias of its start.
 
     The reference computes it and chooses by the metric itself; so do we.
 

@@ -103,8 +103,8 @@ class SegmentationNetwork(nn.Module):
             x: `(B, in_channels, H, W, D)`.
 
         Returns:
-            Logits `(B, classes, H, W, D)`, and for a half, a quarter and an eighth of the resolution the features of the
-            encoder there `(B, 2k, H//2, W//2, D//2)` ... with the features of the decoder from the next lower one
+            Logits `(B, classes, H, W, D)`, and for a half, a quarter and an eighth of the resolution the features of
+            the encoder there `(B, 2k, H//2, W//2, D//2)` ... with the features of the decoder from the next lower one
             `(B, 2k, H//4, W//4, D//4)` ...
         """
         shallow: list[torch.Tensor] = []
@@ -164,7 +164,7 @@ class Discriminator(nn.Module):
         )
         self.head = nn.Conv3d(widths[3], 1, 4, padding=1, bias=False)
 
-    def forward(self, logits: torch.Tensor, scan: torch.Tensor, pairs: Sequence[Pair]) -> torch.Tensor:
+    def forward(self, logits: torch.Tensor, scan: torch.Tensor, *, pairs: Sequence[Pair]) -> torch.Tensor:
         """Judges segmentations.
 
         Args:

@@ -1,4 +1,4 @@
-"""Hierarchical adversarial distillation: one step of the student and, where it is too weak, one of its discriminator."""
+"""Hierarchical adversarial distillation: a step of the student and, while it is weak, one of its discriminator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Judged = tuple[torch.Tensor, torch.Tensor, list[Pair]]
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
-    """Within it, gradients pass through the network but not into its parameters, and so do those of what it computed."""
+    """Within it, what the network computes has gradients for its inputs, but none for its parameters."""
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
         for parameter in learned:
@@ -130,7 +130,7 @@ class DistillationTrainer(Trainer):
         with self._autocast():
             logits, pairs = self.network(scan)
             with frozen(judge):
-                verdict = judge(logits, scan, pairs)
+                verdict = judge(logits, scan, pairs=pairs)
             segmentation = self.loss_function(logits, label)
             adversarial = least_squares(verdict, 1)
             loss = segmentation + self.adversarial_weight * adversarial
@@ -143,7 +143,7 @@ class DistillationTrainer(Trainer):
         """Trains the discriminator unless it is good enough."""
         self.discriminator_optimizer.zero_grad()
         with self._autocast():
-            verdicts = self.discriminator(*_joined(real, fake))
+            verdicts = self._verdicts(real, fake)
             of_real, of_fake = verdicts.chunk(2)
             loss = least_squares(of_real, 1) + least_squares(of_fake, 0)
         accuracies = torch.stack([(of_real >= 0.5).float().mean(), (of_fake <= 0.5).float().mean()])
@@ -159,21 +159,21 @@ class DistillationTrainer(Trainer):
             "discriminator_step": learns.float(),
         }
 
+    def _verdicts(self, real: Judged, fake: Judged) -> torch.Tensor:
+        """Judges both as one batch, the real first."""
+        pairs = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(real[2], fake[2], strict=True)]
+        verdicts: torch.Tensor = self.discriminator(
+            torch.cat([real[0], fake[0]]), torch.cat([real[1], fake[1]]), pairs=pairs
+        )
+        return verdicts
+
     def _descend(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
         if self.scaler is None:
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         else:
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(optimizer)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cuda", enabled=self.amp, **self.amp_kwargs)
-
-
-def _joined(real: Judged, fake: Judged) -> Judged:
-    """Returns both as one batch, the real first."""
-    pairs = [
-        (torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(real[2], fake[2], strict=True)
-    ]
-    return torch.cat([real[0], fake[0]]), torch.cat([real[1], fake[1]]), pairs

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import CenterSpatialCrop, LoadImage, MapTransform, Transform
+from monai.transforms import CenterSpatialCrop, LoadImage, MapTransform
 
 from .cases import InputError
 from .data import sequence_files
@@ -43,9 +43,9 @@ def brain_mask(scan: torch.Tensor) -> torch.Tensor:
 class LoadSequencesd(MapTransform):
     """Loads a scan of several sequences, and the brain in it.
 
-    Of the path under a key it makes `(C, H, W, D)`, float32, and under `mask_key` the brain `(1, H, W, D)`, uint8: where
-    the sequences `mask_from` are non-zero. The path is one of the sequences' files, beside which the others are found
-    (see `data.sequence_files`), or a 4D volume of them all. No other file is touched.
+    Of the path under a key it makes `(C, H, W, D)`, float32, and under `mask_key` the brain `(1, H, W, D)`, uint8:
+    where the sequences `mask_from` are non-zero. The path is one of the sequences' files, beside which the others are
+    found (see `data.sequence_files`), or a 4D volume of them all. No other file is touched.
 
     Args:
         keys: the scan; one key.
@@ -89,14 +89,14 @@ class LoadSequencesd(MapTransform):
         """Loads the needed sequences as `(C, H, W, D)`."""
         files = sequence_files(path, self.needed)
         if files is None:
-            volume = self._load(path)
-            wanted = channels_of(self.needed, stack=self.stack, count=volume.shape[-1])
-            scan = volume.movedim(-1, 0)[wanted]
+            first = self._load(path)
+            channels = channels_of(self.needed, stack=self.stack, count=first.shape[-1])
+            volumes = [first.as_tensor()[..., channel] for channel in channels]
         else:
-            volumes = [self._load(file) for file in files.values()]
-            scan = torch.stack(volumes)
-        first = volume if files is None else volumes[0]
-        return MetaTensor(scan.contiguous(), affine=first.affine, meta={**first.meta, "original_channel_dim": 0})
+            loaded = [self._load(file) for file in files.values()]
+            first, volumes = loaded[0], [volume.as_tensor() for volume in loaded]
+        # Masks are written without channels; MONAI's writer counts the axes by this entry.
+        return MetaTensor(torch.stack(volumes), meta={**first.meta, "original_channel_dim": float("nan")})
 
 
 class NormalizeBraind(MapTransform):
@@ -120,12 +120,12 @@ class NormalizeBraind(MapTransform):
         """Returns `data` with its scans normalised."""
         item = dict(data)
         for key in self.key_iterator(item):
-            scan: torch.Tensor = item[key]
-            inside = scan[:, item[self.mask_key][0] > 0].as_tensor()
+            scan: MetaTensor = item[key]
+            inside = scan.as_tensor()[:, item[self.mask_key][0] > 0]
             mean, deviation = inside.mean(1), inside.std(1, correction=0)
             shape = (-1, 1, 1, 1)
             scores = ((scan - mean.view(shape)) / deviation.view(shape)).clamp(max=self.upper)
-            lowest = scores.as_tensor().amin((1, 2, 3), keepdim=True)
+            lowest = scores.amin((1, 2, 3), keepdim=True)
             item[key] = (scores - lowest) / (self.upper - lowest)
         return item
 
@@ -133,7 +133,7 @@ class NormalizeBraind(MapTransform):
 class RearCenterCrop(CenterSpatialCrop):
     """Central crop that leaves out one voxel more in front than behind where they are odd, as the reference does."""
 
-    def compute_slices(self, spatial_size: Sequence[int]) -> tuple[slice, ...]:  # type: ignore[override]
+    def compute_slices(self, spatial_size: Sequence[int]) -> tuple[slice, ...]:
         """Returns the slices for a volume of `spatial_size`."""
         starts = [max(size - kept + 1, 0) // 2 for size, kept in zip(spatial_size, self.roi_size, strict=True)]
         return tuple(slice(start, start + kept) for start, kept in zip(starts, self.roi_size, strict=True))

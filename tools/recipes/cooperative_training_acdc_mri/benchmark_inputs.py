@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Compose
 from monai.utils import convert_to_tensor
-from numpy.typing import NDArray
 
 from cooperative_training.data import SliceDataset, find_images
 from cooperative_training.masking import LatentMasking
 from cooperative_training.networks import CooperativeNetwork
 from cooperative_training.training import CooperativeTraining
 from tools import REPO
-from tools.benchmark.settings import config
+from tools.benchmark.settings import Array, config, evaluator_in_memory, volume_in_memory
 from tools.convert import load_key_map
 from tools.phantoms import phantoms
 
@@ -30,7 +28,6 @@ BUNDLE = REPO / "bundles" / NAME
 SPACING = (1.5625, 1.5625, 10.0)
 PIXDIM = (1.36719, 1.36719)
 
-Array = NDArray[Any]
 Size = tuple[int, ...]
 Case = dict[str, str]
 
@@ -154,20 +151,10 @@ def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, 
         "pixdim": list(PIXDIM),
         "device": device,
         "amp": amp,
-        "dataset::data": [{"image": image}],
-        "dataloader::_target_": "DataLoader",  # no thread, whose time would be another's
-        "handlers": [],
     }
-    parser = config(BUNDLE, "inference", changes=changes)
-    parser["preprocessing::transforms"][0] = _loaded
-    del parser["postprocessing::transforms"][-1]
-    engine = parser.get_parsed_content("evaluator")
-    engine.logger.setLevel("WARNING")
-    return engine
+    return evaluator_in_memory(BUNDLE, image, load=_loaded, changes=changes)
 
 
-def _loaded(item: dict[str, Array]) -> dict[str, MetaTensor]:
+def _loaded(item: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Stands in for `LoadImaged`, from the array on."""
-    affine = torch.diag(torch.tensor([*SPACING, 1.0], dtype=torch.float64))
-    meta = {"filename_or_obj": "in memory", "original_channel_dim": "no_channel"}
-    return {"image": MetaTensor(torch.as_tensor(item["image"], dtype=torch.float32), affine=affine, meta=meta)}
+    return {"image": volume_in_memory(item["image"], steps=SPACING)}

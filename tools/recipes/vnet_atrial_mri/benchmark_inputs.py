@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Compose
-from numpy.typing import NDArray
 
 from tools import REPO
-from tools.benchmark.settings import config
+from tools.benchmark.settings import Array, config, evaluator_in_memory, volume_in_memory
 from tools.convert import load_key_map
 from tools.phantoms import write_volume
 from vnet_atrial.networks import VNet
@@ -25,7 +23,6 @@ NAME = Path(__file__).parent.name
 BUNDLE = REPO / "bundles" / NAME
 SPACING = (0.625, 0.625, 0.625)
 
-Array = NDArray[Any]
 Size = tuple[int, ...]
 
 
@@ -122,20 +119,10 @@ def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, 
         "patch_size": list(patch_size),
         "device": device,
         "amp": amp,
-        "dataset::data": [{"image": image}],
-        "dataloader::_target_": "DataLoader",  # no thread: it would hide the locator from the counter of operations
-        "handlers": [],
     }
-    parser = config(BUNDLE, "inference", changes=changes)
-    parser["preprocessing::transforms"][0] = _loaded
-    del parser["postprocessing::transforms"][-1]
-    engine = parser.get_parsed_content("evaluator")
-    engine.logger.setLevel("WARNING")
-    return engine
+    return evaluator_in_memory(BUNDLE, image, load=_loaded, changes=changes)
 
 
-def _loaded(item: dict[str, Array]) -> dict[str, MetaTensor]:
+def _loaded(item: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Stands in for `LoadImaged`, from the array on."""
-    meta = {"filename_or_obj": "in memory", "original_channel_dim": "no_channel"}
-    affine = torch.diag(torch.tensor([-SPACING[0], -SPACING[1], SPACING[2], 1.0], dtype=torch.float64))
-    return {"image": MetaTensor(torch.as_tensor(item["image"], dtype=torch.float32), affine=affine, meta=meta)}
+    return {"image": volume_in_memory(item["image"], steps=(-SPACING[0], -SPACING[1], SPACING[2]))}
