@@ -31,3 +31,10 @@ def test_comparison_has_a_row_per_score_and_method_and_a_column_per_group() -> N
         ["hd", "new", "2.000", "3.000"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_comparison_without_groups_is_over_all_cases() -> None:
+    metrics = [{"method": m, "dice": d} for m, d in (("plain", "0.5"), ("plain", "0.7"), ("new", "0.9"))]
+    rows = [line.split() for line in comparison(metrics, scores=["dice"]).splitlines()]
+    assert rows[0] == ["mean", "method", "all", "cases"]
+    assert rows[2:] == [["dice", "plain", "0.600"], ["dice", "new", "0.900"]]

@@ -78,7 +78,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
 
     metrics = collect(recipe, places)
     compared = recipe.get("table")
-    text = comparison(metrics, across=compared["across"], scores=compared["scores"]) if compared else table(metrics)
+    text = comparison(metrics, **compared) if compared else table(metrics)
     sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
     shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")

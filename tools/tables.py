@@ -40,19 +40,20 @@ def table(metrics: Rows) -> str:
     return _laid_out([list(columns)], cells, [["mean", *map(_mean, list(columns.values())[1:])]])
 
 
-def comparison(metrics: Rows, *, across: str, scores: Sequence[str]) -> str:
+def comparison(metrics: Rows, *, scores: Sequence[str], across: str | None = None) -> str:
     """Lays out means over cases as a text table: a row for every score and method, a column for every group of cases.
 
     Args:
         metrics: rows with the column `method`.
-        across: column whose values are the groups, for example `set`.
+        across: column whose values are the groups, for example `set`; without it all cases are one.
         scores: columns to show. Means are over the cases where they are finite.
     """
-    methods, groups = (list(dict.fromkeys(row[name] for row in metrics)) for name in ("method", across))
+    named = [row if across else {**row, "": "all cases"} for row in metrics]
+    methods, groups = (list(dict.fromkeys(row[name] for row in named)) for name in ("method", across or ""))
     cells = [
         [score, method]
         + [
-            _mean(_number(row[score]) for row in metrics if (row["method"], row[across]) == (method, group))
+            _mean(_number(row[score]) for row in named if (row["method"], row[across or ""]) == (method, group))
             for group in groups
         ]
         for score in scores
