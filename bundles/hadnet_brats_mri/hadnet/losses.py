@@ -20,7 +20,7 @@ class ClassWeightedCrossEntropy(nn.CrossEntropyLoss):
     weight: torch.Tensor
 
     def __init__(self, class_weights: Sequence[float]) -> None:
-        super().__init__(weight=torch.tensor(class_weights))
+        super().__init__(weight=torch.tensor(class_weights, dtype=torch.float32))
 
     def set_class_weights(self, class_weights: Sequence[float]) -> None:
         """Replaces the weights, for example at the start of an epoch."""

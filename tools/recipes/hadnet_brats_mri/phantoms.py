@@ -143,20 +143,20 @@ def case(
 def draw_patient(rng: np.random.Generator) -> Patient:
     """Draw the size of a brain and a tumour in one of its hemispheres; one tumour in eight does not enhance."""
     scale = float(rng.uniform(0.94, 1.05))
-    radius = float(rng.uniform(16, 23))
+    radius = float(rng.uniform(18, 24))
     oedema = float(rng.uniform(6, min(14, 31 - radius)))
     direction, gap = (v / np.linalg.norm(v) for v in rng.standard_normal((2, 3)))
     room = scale * (np.array(LOBES[0].radii) - radius - 6)
     x, y, z = room * direction * rng.uniform(0.3, 1) + LOBES[0].centre
     a, b, c = radius * np.exp(rng.uniform(-0.15, 0.15, 3))
-    rind = radius * rng.uniform(0.22, 0.29)
+    rind = radius * rng.uniform(0.3, 0.4)
     return Patient(
         scale=scale,
         widening=float(rng.uniform(-1.5, 1.5)),
         core=Ellipsoid((float(np.copysign(max(abs(x), 18), x)), float(y), float(z)), (float(a), float(b), float(c))),
         rind=float(rind) if rng.random() > 1 / 8 else 0.0,
         gap=gap.astype(np.float32),
-        opening=float(rng.uniform(0.15, 0.5)),
+        opening=float(rng.uniform(-0.3, 0.1)),
         oedema=oedema,
     )
 
@@ -231,7 +231,7 @@ def paint_tumour(
     # Oedema stays in its hemisphere, off the surface and out of fluid.
     bound = np.maximum(np.maximum(3 - depth, 1.5 - fluid), -np.sign(patient.core.centre[0]) * points[0])
     oedema = np.maximum(core - spread, bound)
-    rind = np.clip(patient.rind * (1 + 0.25 * draw(18)), 4, 9)
+    rind = np.clip(patient.rind * (1 + 0.25 * draw(18)), 5, 11)
     offsets = [p - c for p, c in zip(points, patient.core.centre, strict=True)]
     reach = np.sqrt(sum(o**2 for o in offsets))
     towards = sum(o * g for o, g in zip(offsets, patient.gap, strict=True))
