@@ -1,4 +1,4 @@
-"""The method on real scans: two, three or four sequences, with and without labels, with and without enhancing tumour."""
+"""The method on real scans: two to four sequences, with and without labels, with and without enhancing tumour."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def study(
 ) -> Path:
     """Train teacher, student, HAD-Net and its control on phantoms, once per seed, and score them on unseen ones.
 
-    Every seed has training phantoms, initial weights and an order of its own; the unseen phantoms are the same. Data and
+    Every seed has training phantoms, initial weights and an order of its own; the unseen phantoms are the same. All
     settings are those of the demo. An interrupted study continues where it stopped when it is called again.
 
     Args:
