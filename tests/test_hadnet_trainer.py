@@ -218,13 +218,15 @@ def test_student_does_not_see_what_is_withheld(withheld: str) -> None:
     assert "discriminator" not in same
 
 
-@pytest.mark.parametrize(("mask_from", "changes"), [("@student_sequences", False), ("@sequences", True)])
-def test_withheld_file_does_not_change_the_students_channels(mask_from: str, changes: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stems", "changes"), [((), False), (("reference",), True)])
+def test_withheld_file_does_not_change_the_students_channels(
+    stems: tuple[str, ...], changes: bool, tmp_path: Path
+) -> None:
     """Unless the brain is made of all sequences, as the reference has it."""
     folder = write_case(tmp_path / "X")
     other = scan(7)
     other[2:5, 2:12, 2:8] = 0
-    parser = config("train", size=[16, 16, 16], mask_from=mask_from)
+    parser = config("train", *stems, size=[16, 16, 16])
     transform, channels = (
         parser.get_parsed_content(key) for key in ("train::preprocessing", "train::trainer::student_channels")
     )

@@ -34,4 +34,5 @@ def _without_shear(volume: MetaTensor) -> MetaTensor:
     left, _, right = torch.linalg.svd(affine[:3, :3] / lengths)
     affine[:3, :3] = left @ right * lengths
     operations = volume.applied_operations
-    return MetaTensor(volume.as_tensor(), affine=affine, meta=dict(volume.meta), applied_operations=operations)
+    meta = {**volume.meta, "affine": affine}
+    return MetaTensor(volume.as_tensor(), meta=meta, applied_operations=operations)
