@@ -77,24 +77,24 @@ def test_all_sequences_show_the_same_brain_without_skull(patients: list[Scan]) -
 
 
 def test_tumours_have_realistic_structures(patients: list[Scan]) -> None:
-    """The rind is at most 9 mm thick, a quarter to a half of the core, and open somewhere; volumes are in ml."""
+    """The rind is at most 11 mm thick, about a third of the core, and covers about half of it; volumes are in ml."""
     shares = []
     for _, label in patients:
         assert set(np.unique(label)) <= {0, NECROSIS, OEDEMA, ENHANCING}
         necrosis, oedema, rind = ((label == value).sum() * MILLILITRES for value in (NECROSIS, OEDEMA, ENHANCING))
         assert 30 < necrosis + oedema + rind < 150
-        assert 5 < necrosis < 65
+        assert 5 < necrosis < 75
         assert oedema > 10
         if rind:
             shares.append(rind / (necrosis + rind))
             core = np.isin(label, (NECROSIS, ENHANCING))
             depth = distance_transform_edt(core, sampling=SPACING)
-            assert depth[label == ENHANCING].max() < 9 + SPACING[0]
+            assert depth[label == ENHANCING].max() < 11 + SPACING[0]
             shell = label[core & (depth <= SPACING[0])] == ENHANCING
-            assert 0.4 < shell.mean() < 0.95
-    assert min(shares) > 0.25
-    assert max(shares) < 0.55
-    assert 0.3 < np.mean(shares) < 0.5
+            assert 0.2 < shell.mean() < 0.75
+    assert min(shares) > 0.2
+    assert max(shares) < 0.45
+    assert 0.28 < np.mean(shares) < 0.38
 
 
 def test_one_tumour_in_eight_does_not_enhance(coarse: list[NDArray[np.uint8]]) -> None:

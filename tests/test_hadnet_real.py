@@ -114,13 +114,14 @@ def test_three_stages(patients: Path, tmp_path: Path) -> None:
         "pixdim": [4.0, 4.0, 4.0],
         "size": [48, 48, 48],
         "filters": 8,
+        "batch_size": 3,
         "val_interval": 5,
     }
     scores = {}
     for stage, settings in (
-        ("pretrain_teacher", {"max_epochs": 60, "learning_rate": 2e-3, "pretraining#class_weight_decay": 0.9}),
-        ("pretrain_student", {"max_epochs": 60, "learning_rate": 2e-3, "pretraining#class_weight_decay": 0.9}),
-        ("train", {"max_epochs": 20, "class_weights": [1.0, 1.0, 1.0, 1.0]}),
+        ("pretrain_teacher", {"max_epochs": 60, "learning_rate": 3e-3, "pretraining#class_weight_decay": 0.9}),
+        ("pretrain_student", {"max_epochs": 60, "learning_rate": 3e-3, "pretraining#class_weight_decay": 0.9}),
+        ("train", {"max_epochs": 20}),
     ):
         run(BUNDLE, stage, data=patients, folder=tmp_path, **given, **settings)
     without = tmp_path / "without"

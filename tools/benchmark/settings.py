@@ -36,6 +36,12 @@ def plain_and_fast(prepare: Prepare, device: torch.device, *, atol: float, rtol:
     }
 
 
+def by_engine(prepare: Prepare, device: torch.device, *, atol: float, rtol: float) -> dict[str, Setting]:
+    """Returns what `plain_and_fast` does; without `fast` on a CPU, where MONAI's engines do not have it."""
+    settings = plain_and_fast(prepare, device, atol=atol, rtol=rtol)
+    return settings if device.type == "cuda" else {"plain": settings["plain"]}
+
+
 def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
     """Returns a context in which matrix products and convolutions have the reduced precision of the device."""
     return torch.autocast(device.type, dtype=half(device), enabled=enabled)

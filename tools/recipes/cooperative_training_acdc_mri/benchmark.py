@@ -31,7 +31,7 @@ from ignite.utils import manual_seed
 
 from cooperative_training.inferers import StackInferer
 from tools.benchmark import Row, Setting
-from tools.benchmark.settings import autocast, plain_and_fast, start_up, times
+from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
 from tools.recipes.cooperative_training_acdc_mri import benchmark_inputs as given
 from tools.recipes.cooperative_training_acdc_mri.benchmark_inputs import BUNDLE, PIXDIM, SPACING, Size
 
@@ -146,12 +146,10 @@ def whole_stack(device: torch.device, size: Size, *, patch_size: Size) -> Row:
 
         return segment
 
-    settings = plain_and_fast(prepare, device, atol=0.01, rtol=0)
     return Row(
         name="whole_stack",
         unit=f"label map of {times(size)} voxels",
-        # MONAI's evaluator knows reduced precision on CUDA only.
-        settings=settings if device.type == "cuda" else {"plain": settings["plain"]},
+        settings=by_engine(prepare, device, atol=0.01, rtol=0),
         state_dict=given.reference_names,
         inputs=lambda: {"image": given.stack(size), "spacing": SPACING, "pixdim": PIXDIM, "patch_size": patch_size},
         atol=0.02,

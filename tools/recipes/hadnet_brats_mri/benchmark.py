@@ -32,7 +32,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 
 from hadnet.uncertainty import MonteCarloDropout, region_uncertainty
 from tools.benchmark import Row, Setting
-from tools.benchmark.settings import autocast, plain_and_fast, start_up, times
+from tools.benchmark.settings import by_engine, start_up, times
 from tools.recipes.hadnet_brats_mri import benchmark_inputs as given
 from tools.recipes.hadnet_brats_mri.benchmark_inputs import BUNDLE, STUDENT, Size
 
@@ -67,7 +67,7 @@ def adversarial_step(device: torch.device, size: Size, *, filters: int, suffix: 
     return Row(
         name=f"adversarial_step{suffix}",
         unit=f"steps of student and discriminator, {filters} filters, on {times(size)} voxels",
-        settings=plain_and_fast(step, device, atol=0.1, rtol=0.2),
+        settings=by_engine(step, device, atol=0.1, rtol=0.2),
         state_dict=functools.partial(given.reference_names, *given.MADE, filters=filters),
         inputs=functools.partial(given.batch, size),
         rtol=1e-3,
@@ -80,7 +80,7 @@ def pretraining_step(device: torch.device, size: Size, *, filters: int) -> Row:
     return Row(
         name="pretraining_step",
         unit=f"step of the student, {filters} filters, on {times(size)} voxels",
-        settings=plain_and_fast(step, device, atol=0.01, rtol=0.2),
+        settings=by_engine(step, device, atol=0.01, rtol=0.2),
         state_dict=functools.partial(given.reference_names, "student", filters=filters),
         inputs=lambda: {
             key: value[:, STUDENT] if key == "image" else value for key, value in given.batch(size).items()
@@ -103,8 +103,7 @@ def _step(
     learning = {role: made for role, made in networks.items() if role != "teacher"}
 
     def train() -> Outputs:
-        with autocast(device, enabled=fast and device.type == "cpu"):  # MONAI's trainers have it on CUDA only
-            trainer.run()
+        trainer.run()
         found = {name: trainer.state.output[name].detach() for name in outputs}
         for role, made in learning.items():
             gradients = [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
@@ -128,12 +127,10 @@ def whole_scan(device: torch.device, scan: Size, *, size: Size, filters: int) ->
 
         return segment
 
-    settings = plain_and_fast(prepare, device, atol=0.05, rtol=0)
     return Row(
         name="whole_scan",
         unit=f"label map of {times(scan)} voxels, {filters} filters",
-        # MONAI's evaluator knows reduced precision on CUDA only.
-        settings=settings if device.type == "cuda" else {"plain": settings["plain"]},
+        settings=by_engine(prepare, device, atol=0.05, rtol=0),
         state_dict=functools.partial(given.reference_names, "student", filters=filters),
         inputs=lambda: {"image": image(), "size": size},
         atol=5e-3,

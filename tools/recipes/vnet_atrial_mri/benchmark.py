@@ -34,7 +34,7 @@ from monai.losses import DiceLoss
 from monai.transforms import LoadImage
 
 from tools.benchmark import Row, Setting
-from tools.benchmark.settings import autocast, plain_and_fast, start_up, times
+from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
 from tools.recipes.vnet_atrial_mri import benchmark_inputs as given
 from tools.recipes.vnet_atrial_mri.benchmark_inputs import BUNDLE, SPACING, Size
 from vnet_atrial import transforms
@@ -138,12 +138,10 @@ def whole_volume(device: torch.device, size: Size, *, patch_size: Size) -> Row:
 
         return segment
 
-    settings = plain_and_fast(prepare, device, atol=0, rtol=0)
     return Row(
         name="whole_volume",
         unit=f"mask of {times(size)} voxels",
-        # MONAI's evaluator knows reduced precision on CUDA only.
-        settings=settings if device.type == "cuda" else {"plain": settings["plain"]},
+        settings=by_engine(prepare, device, atol=0, rtol=0),
         state_dict=lambda: given.reference_names(given.thresholding(), "segmentation"),
         inputs=lambda: {
             "image": volume()["image"],
