@@ -215,6 +215,7 @@ def test_mask_does_not_depend_on_how_the_scan_is_stored(bundle: str, name: str, 
 def test_multi_gpu_training(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """Two processes train one network; what they leave is like what one process leaves, and can be resumed by two."""
     data = make_phantoms(bundle, str(tmp_path / "data"), cases=10, **recipe(bundle)["phantoms"])  # two to validate on
+    copy(tiny_weights(bundle), tmp_path / "models")
     for epochs in (1, 2):
         given = arguments(bundle, "multi_gpu_train", data=data, folder=tmp_path, max_epochs=epochs)
         del given["device"]
