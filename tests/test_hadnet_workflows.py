@@ -90,8 +90,8 @@ def test_case_without_tumour_trains_and_is_scored(data: Path, folder: Path) -> N
     run(BUNDLE, "train", data=data, folder=folder, max_epochs=1)
     assert all(torch.isfinite(value).all() for value in load(folder / "models/model.pt").values())
     run(BUNDLE, "evaluate", data=data, folder=folder)
-    with (folder / "eval/metrics.csv").open(newline="") as file:
-        assert all(row["dice_WT"] in ("0.0", "1.0") for row in csv.DictReader(file))
+    with (folder / "eval/metrics.csv").open(newline="") as table:
+        assert all(row["dice_WT"] in ("0.0", "1.0") for row in csv.DictReader(table))
 
 
 @pytest.mark.parametrize("held", [SEQUENCES, ("flair", "t1", "t2")])
