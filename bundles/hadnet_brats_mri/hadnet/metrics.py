@@ -36,7 +36,7 @@ class SmoothedDice(CumulativeIterationMetric):
             raise ValueError("a label is needed")
         scores = [
             smoothed_dice(*(region_mask(volume, name, values=range(4)) for volume in pair))
-            for pair in zip(y_pred.argmax(1), y[:, 0], strict=True)
+            for pair in zip(y_pred.max(1).indices, y[:, 0], strict=True)
             for name in self.regions
         ]
         return torch.stack(scores).view(-1, len(self.regions))

@@ -34,7 +34,7 @@ def study(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     control: bool = True,
-    workers: int = 2,
+    workers: int = 3,
     result: str | None = None,
     **settings: Any,
 ) -> Path:
@@ -47,7 +47,7 @@ def study(
         output: folder for phantoms, weights and tables.
         seeds: seeds.
         control: whether to train the control, which takes as long as HAD-Net.
-        workers: how many seeds run side by side, a CPU core each.
+        workers: how many seeds run side by side, a thread each.
         result: JSON file to write; by default `study.json` in OUTPUT.
         settings: of all stages, for example --max_epochs 10.
 
