@@ -81,7 +81,7 @@ def cases(bundle: str, data: Path) -> dict[str, list[Case]]:
 def prediction(results: Path, case: Case, *, data: Path) -> Path:
     """The mask of a case: it lies in the results as the scan in the data folder, named after the scan or the case."""
     scan = Path(case["image"]).relative_to(data)
-    names = {stem(scan), case.get("case", scan.parent.name)}
+    names = {stem(scan), case["case"]}
     found = {
         path for name in names for path in results.rglob(str(scan.parent / f"{name}_*")) if "_unc_" not in path.name
     }

@@ -17,7 +17,7 @@ from monai.transforms import LoadImage
 from numpy.typing import NDArray
 
 from tests.conftest import config_files, random_weights
-from tests.runs import run
+from tests.runs import load, run
 
 BUNDLE = "hadnet_brats_mri"
 TWO: dict[str, Any] = {"sequences": ["flair", "t1ce"], "label_order": ["NCR", "ED", "NCR", "ET"]}  # BraTS 2015
@@ -103,7 +103,8 @@ def test_absent_enhancing_tumour_is_scored(low_grade: Path, tmp_path: Path) -> N
 def test_three_stages(patients: Path, tmp_path: Path) -> None:
     """Teacher with FLAIR and post-contrast T1, student with FLAIR alone; three patients train, the fourth is unseen.
 
-    A single patient proves no accuracy. It shows that the stages work on real scans: both find the tumour.
+    A few steps on three patients prove no accuracy. They show that the stages run on real scans, and that the student's
+    scores and masks are the same where the post-contrast files are not there.
     """
     names = sorted(folder.name for folder in patients.iterdir())
     split = tmp_path / "split.json"
@@ -115,24 +116,21 @@ def test_three_stages(patients: Path, tmp_path: Path) -> None:
         "size": [48, 48, 48],
         "filters": 8,
         "batch_size": 3,
-        "val_interval": 5,
+        "val_interval": 4,
     }
-    scores = {}
-    for stage, settings in (
-        ("pretrain_teacher", {"max_epochs": 60, "learning_rate": 3e-3, "pretraining#class_weight_decay": 0.9}),
-        ("pretrain_student", {"max_epochs": 60, "learning_rate": 3e-3, "pretraining#class_weight_decay": 0.9}),
-        ("train", {"max_epochs": 20}),
-    ):
-        run(BUNDLE, stage, data=patients, folder=tmp_path, **given, **settings)
+    for stage in ("pretrain_teacher", "pretrain_student", "train"):
+        run(BUNDLE, stage, data=patients, folder=tmp_path, **given, max_epochs=8)
+    start, end = (load(tmp_path / "models" / f"{name}.pt") for name in ("pretrained_student", "model"))
+    assert all(torch.isfinite(value).all() for value in end.values())
+    assert not torch.equal(start["head.weight"], end["head.weight"])
+
     without = tmp_path / "without"
     for folder in patients.iterdir():
         shutil.copytree(folder, without / folder.name, ignore=shutil.ignore_patterns("t1ce*"))
-    for name, kind, data in (
-        ("teacher", "teacher", patients),
-        ("student", "student", without),
-    ):
-        run(BUNDLE, "evaluate", data=data, folder=tmp_path, type=kind, **given, output_dir=str(tmp_path / name))
-        with (tmp_path / name / "metrics.csv").open(newline="") as file:
-            (scores[name],) = csv.DictReader(file)
-    assert float(scores["teacher"]["dice_WT"]) > 0.5
-    assert float(scores["student"]["dice_WT"]) > 0.5
+    results = {"with": patients, "without": without}
+    for name, data in results.items():
+        run(BUNDLE, "evaluate", data=data, folder=tmp_path, **given, output_dir=str(tmp_path / name))
+    assert (tmp_path / "with/metrics.csv").read_text() == (tmp_path / "without/metrics.csv").read_text()
+    masks = [labels(path) for name in results for path in (tmp_path / name).rglob("*_tumour.nii.gz")]
+    assert len(masks) == 2
+    np.testing.assert_array_equal(masks[0], masks[1])

@@ -192,7 +192,7 @@ def on_grids(phantoms: NamedPath, trained: NamedPath, tmp_path_factory: pytest.T
             nibabel.save(nibabel.Nifti1Image(*stored), folder / f"{stem(scan)}.nii.gz")
         file = folder / f"{stem(source)}.nii.gz"
         run(bundle, "inference", data=target / "data", folder=trained(bundle), output_dir=str(target / "masks"))
-        return file, prediction(target / "masks", {"image": str(file)}, data=target / "data")
+        return file, prediction(target / "masks", {**case, "image": str(file)}, data=target / "data")
 
     return pair
 
