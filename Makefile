@@ -8,7 +8,7 @@ setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
 test: check
-	$(PY) -m pytest $(if $(SLOW),,-m "not slow") $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(if $(SLOW),,-m "not slow") $(ARGS)
 check: .venv/test.done
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check
 bench: setup

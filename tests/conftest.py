@@ -22,6 +22,11 @@ sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
 NamedPath = Callable[[str], Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests come first: where several processes share the work, none of them is left with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @cache
 def recipe(bundle: str) -> dict[str, Any]:
     """Content of the bundle's `small.yaml`."""

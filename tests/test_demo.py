@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +231,7 @@ def test_unknown_bundle_is_named(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", DEMOS)
 def test_demo_on_phantoms_keeps_what_its_recipe_promises(folder: Path, tmp_path: Path) -> None:
-    start, before = time.monotonic(), os.times()
+    before = os.times()
     command = [sys.executable, "-m", "tools", "demo", folder.name, "--output", str(tmp_path)]
     subprocess.run(command, cwd=REPO, check=True)
     spent = os.times()
@@ -244,4 +243,4 @@ def test_demo_on_phantoms_keeps_what_its_recipe_promises(folder: Path, tmp_path:
     assert min(map(np.mean, scores.values())) >= promise["dice"]
     assert imread(tmp_path / "overview.png").shape[1] > 1000
     busy = spent.children_user - before.children_user + spent.children_system - before.children_system
-    assert min(time.monotonic() - start, busy) <= 60 * promise["minutes"], "on two idle cores"
+    assert busy <= 2 * 60 * promise["minutes"], "of two cores"
