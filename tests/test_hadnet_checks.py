@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hadnet.cases import Case, InputError
-from hadnet.checks import check_scans, check_sequences, label_sets
+from hadnet.checks import check_scans, check_sequences
+from hadnet.regions import label_sets
 from tests.hadnet_files import SEQUENCES, SHAPE, label, scan, write, write_case
 
 STUDENT = ("flair", "t1", "t2")

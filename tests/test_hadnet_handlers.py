@@ -16,8 +16,9 @@ from monai.data import MetaTensor
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from hadnet.handlers import CaseReport, CaseScores, scores
+from hadnet.handlers import UncertainCaseScores
 from hadnet.regions import VALUES
+from hadnet.tables import CaseReport, CaseScores, scores
 
 SPACING = (1.0, 1.5, 2.0)
 NCR, ED, ET = VALUES[1:]
@@ -109,7 +110,7 @@ def numbers(line: dict[str, str]) -> list[float]:
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_tables_of_an_evaluation(tmp_path: Path, size: int) -> None:
     """Core of 10 voxels, moved by 0, 1 and 2 of 1.5 mm."""
-    handler = CaseScores(str(tmp_path / "new" / "metrics.csv"))
+    handler = UncertainCaseScores(str(tmp_path / "new" / "metrics.csv"))
     for _ in range(2):  # the second run starts anew
         engine = evaluate(handler, [scored(f"case_{shift}", shift) for shift in range(3)], size=size)
     table = read(tmp_path / "new/metrics.csv")
@@ -129,13 +130,13 @@ def test_only_finite_scores_are_summarised(tmp_path: Path) -> None:
     """Enhancing tumour in both maps, in one of them, in neither."""
     without = torch.where(tumour() == ET, NCR, tumour())
     cases = [scored("both", 1), scored("one", 1, label=without), scored("none", 0, label=without, pred=without)]
-    evaluate(CaseScores(str(tmp_path / "metrics.csv")), cases)
+    evaluate(UncertainCaseScores(str(tmp_path / "metrics.csv")), cases)
     found = [float(line["hd95_ET"]) for line in read(tmp_path / "metrics.csv").values()]
     assert found == pytest.approx([1.5, math.inf, math.nan], nan_ok=True)
     assert numbers(read(tmp_path / "metrics_summary.csv", "score")["hd95_ET"]) == pytest.approx(
         [1, 1.5, 0, 1.5, 1.5, 1.5]
     )
-    engine = evaluate(CaseScores(str(tmp_path / "metrics.csv")), cases[1:])
+    engine = evaluate(UncertainCaseScores(str(tmp_path / "metrics.csv")), cases[1:])
     assert numbers(read(tmp_path / "metrics_summary.csv", "score")["hd95_ET"]) == pytest.approx(
         [0, *[math.nan] * 5], nan_ok=True
     )
@@ -149,7 +150,7 @@ def test_uncertainty_in_the_tables(tmp_path: Path) -> None:
         scored(f"doubt_{doubt}", 0, brain=brain, uncertainty_ET=torch.full((24, 24, 24), float(doubt)))
         for doubt in (0, 50)
     ]
-    evaluate(CaseScores(str(tmp_path / "metrics.csv")), cases)
+    evaluate(UncertainCaseScores(str(tmp_path / "metrics.csv")), cases)
     table = read(tmp_path / "metrics.csv")
     names = [f"{name}_ET" for name in ("score", "dice_auc", "ftp_auc", "ftn_auc")]
     assert sorted(list(table["doubt_0"])[7:]) == sorted(names)
@@ -173,7 +174,7 @@ def test_a_table_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monke
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", spy)
-    evaluate(CaseScores(str(path)), [scored("a", 1)])
+    evaluate(UncertainCaseScores(str(path)), [scored("a", 1)])
     assert seen == [("metrics.csv", "old", 2), ("metrics_summary.csv", False, 8)]
 
 

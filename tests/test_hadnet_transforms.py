@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import Cropd, Invertd
 
 from hadnet.cases import InputError
-from hadnet.transforms import LoadSequencesd, NormalizeBraind, RearCenterCrop, brain_mask, channels_of
+from hadnet.sequences import LoadSequencesd, brain_mask, channels_of
+from hadnet.transforms import NormalizeBraind, RearCenterCrop
 from tests.hadnet_files import SEQUENCES, SHAPE, scan, write, write_case
 
 STUDENT = ["flair", "t1", "t2"]

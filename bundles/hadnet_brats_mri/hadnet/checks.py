@@ -11,10 +11,10 @@ from monai.data.utils import affine_to_spacing
 
 from .cases import Case, InputError, case_name, check_cases
 from .data import sequence_files
-from .regions import CLASSES
-from .transforms import brain_mask, channels_of
+from .regions import label_sets
+from .sequences import brain_mask, channels_of
 
-__all__ = ["check_scans", "check_sequences", "label_sets"]
+__all__ = ["check_scans", "check_sequences"]
 
 Sizes = Sequence[float]
 
@@ -37,25 +37,6 @@ def check_sequences(sequences: Sequence[str], withheld: Sequence[str]) -> None:
         problems.append(("", "withheld", rule))
     if problems:
         raise InputError(problems)
-
-
-def label_sets(label_order: Sequence[str]) -> list[list[int]]:
-    """Returns the sets of values that label maps may hold.
-
-    Args:
-        label_order: classes of the values 1, 2, ...: each one of NCR, ED and ET.
-
-    Returns:
-        All values or, where two of them mean ET as in the labels of 2023 (3) and of earlier years (4), all but either.
-
-    Raises:
-        InputError: when it names another class, or does not name each.
-    """
-    if set(label_order) != set(CLASSES[1:]):
-        raise InputError([("", "label_order", f"must name {', '.join(CLASSES[1:])}, got {list(label_order)}")])
-    values = range(len(label_order) + 1)
-    enhancing = [value for value in values[1:] if label_order[value - 1] == "ET"]
-    return [[value for value in values if value == kept or value not in enhancing] for kept in enhancing]
 
 
 def check_scans(

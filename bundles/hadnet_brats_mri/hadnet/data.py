@@ -1,3 +1,4 @@
+# Identical in every bundle; python -m tools check compares the copies.
 """Where the scans lie: BraTS folders of any year, sequences beside each other by name, volumes of all sequences."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# Identical in every bundle; python -m tools check compares the copies.
 """Classes of the tumour, their values in label files, and the regions that BraTS scores."""
 
 from __future__ import annotations
@@ -7,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from monai.utils import convert_to_tensor
 
-__all__ = ["CLASSES", "REGIONS", "VALUES", "region_mask"]
+from .cases import InputError
+
+__all__ = ["CLASSES", "REGIONS", "VALUES", "label_sets", "region_mask"]
 
 # NCR: necrotic and non-enhancing core, ED: oedema, ET: enhancing tumour.
 CLASSES = ("background", "NCR", "ED", "ET")
@@ -30,3 +33,22 @@ def region_mask(volume: torch.Tensor, region: str, *, values: Sequence[int] = VA
     plain: torch.Tensor = convert_to_tensor(volume, track_meta=False)
     wanted = [values[index] for index in REGIONS[region]]
     return torch.isin(plain, torch.tensor(wanted, dtype=plain.dtype, device=plain.device))
+
+
+def label_sets(label_order: Sequence[str]) -> list[list[int]]:
+    """Returns the sets of values that label maps may hold.
+
+    Args:
+        label_order: classes of the values 1, 2, ...: each one of NCR, ED and ET.
+
+    Returns:
+        All values or, where two of them mean ET as in the labels of 2023 (3) and of earlier years (4), all but either.
+
+    Raises:
+        InputError: when it names another class, or does not name each.
+    """
+    if set(label_order) != set(CLASSES[1:]):
+        raise InputError([("", "label_order", f"must name {', '.join(CLASSES[1:])}, got {list(label_order)}")])
+    values = range(len(label_order) + 1)
+    enhancing = [value for value in values[1:] if label_order[value - 1] == "ET"]
+    return [[value for value in values if value == kept or value not in enhancing] for kept in enhancing]

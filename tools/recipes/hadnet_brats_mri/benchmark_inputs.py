@@ -17,7 +17,7 @@ from torch import nn
 
 from hadnet.data import read_split
 from hadnet.networks import Discriminator, SegmentationNetwork
-from hadnet.transforms import brain_mask
+from hadnet.sequences import brain_mask
 from tools import REPO
 from tools.benchmark.settings import Array, config, evaluator_in_memory, volume_in_memory
 from tools.convert import load_key_map
