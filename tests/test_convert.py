@@ -17,6 +17,7 @@ from tools.convert import KeyMap, convert, load_key_map, load_role
 BUNDLE = "toy"
 KEY_MAPS = {path.parent.name: path for path in (REPO / "tools" / "recipes").glob("*/keys.yaml")}
 ROLES = [(bundle, role) for bundle, path in sorted(KEY_MAPS.items()) for role in yaml.safe_load(path.read_text())]
+DEAD, DEAD2 = {"key": "dead.{p}", "value": 0.25}, {"key": "beside", "value": 1.0}
 CONFIG = {
     "width": 2,
     "network_def": "$torch.nn.Sequential(torch.nn.Conv3d(1, @width, (1, 2, 3)), torch.nn.PReLU(@width))",
@@ -88,6 +89,22 @@ def test_names_and_axes(key_map: KeyMap, theirs: dict[str, torch.Tensor]) -> Non
     assert same(key_map.to_reference(ours), theirs)
 
 
+def test_dropped_kernels_and_the_log(repo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A dead kernel beside ours of (2, 1, 1, 2, 3), with three times the channels in and out."""
+    keys = {"main": KEYS["main"] | {"reversed_axes": False, "dropped": {"0.{p}": {**DEAD, "times": 3}, "1.{p}": DEAD2}}}
+    (repo / "tools" / "recipes" / BUNDLE / "keys.yaml").write_text(yaml.safe_dump(keys))
+    key_map = load_key_map(BUNDLE)
+    shapes = {name: tuple(value.shape) for name, value in key_map.dropped.items()}
+    assert shapes == {"dead.weight": (6, 3, 1, 2, 3), "dead.bias": (6,), "beside": (2,)}
+    theirs = key_map.to_reference({key: torch.zeros(shape) for key, shape in key_map.shapes.items()})
+    assert (theirs["dead.weight"] == 0.25).all()
+    with caplog.at_level("INFO"):
+        assert key_map.to_ours(theirs).keys() == key_map.shapes.keys()
+    assert "toy: dropped, as the reference never uses them: dead.weight, dead.bias, beside" in caplog.text
+    with pytest.raises(ValueError, match=r"missing keys \(1\): beside"):
+        key_map.to_ours({key: value for key, value in theirs.items() if key != "beside"})
+
+
 def test_result_shares_no_memory(key_map: KeyMap, theirs: dict[str, torch.Tensor]) -> None:
     ours = key_map.to_ours(theirs)
     ours["0.bias"].zero_()
@@ -144,6 +161,13 @@ def test_convert_writes_the_file_of_the_role(repo: Path, theirs: dict[str, torch
     back = convert(BUNDLE, written, output=str(repo / "back.pt"), reverse=True)
     assert same(torch.load(back, weights_only=True), theirs)
     assert sorted(path.name for path in Path(written).parent.iterdir()) == ["model.pt"]
+
+
+def test_convert_takes_parallel_networks(repo: Path, theirs: dict[str, torch.Tensor]) -> None:
+    """DataParallel puts a prefix before every name."""
+    torch.save({"model_state": {f"module.{key}": value for key, value in theirs.items()}}, repo / "in.pt")
+    written = convert(BUNDLE, str(repo / "in.pt"))
+    assert same(torch.load(written, weights_only=True), load_key_map(BUNDLE).to_ours(theirs))
 
 
 def test_convert_writes_the_same_bytes_under_any_name(repo: Path, theirs: dict[str, torch.Tensor]) -> None:

@@ -16,18 +16,24 @@ from tools.demo import (
     Stage,
     demo,
     fingerprint,
-    link_cases,
-    prepare_data,
     run,
     stages,
     write_results,
 )
+from tools.demo_data import link_cases, prepare_data
 from tools.picture import Case
 from tools.tables import read_metrics
 
 RECIPES = {folder: REPO / "tools/recipes" / folder.name / "demo.yaml" for folder in BUNDLES}
 DEMOS = [pytest.param(folder, id=folder.name) for folder, file in RECIPES.items() if file.is_file()]
-PLACES = {"data": "D", "split": "S.json", "unseen": "U", "unseen_split": "V.json", "output": "O"}
+PLACES = {
+    "data": "D",
+    "split": "S.json",
+    "unseen": "U",
+    "unseen_split": "V.json",
+    "unlabelled": "L",
+    "output": "O",
+}
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
@@ -172,6 +178,17 @@ def test_own_data_are_divided_and_the_held_out_cases_are_the_unseen_ones(tmp_pat
     assert sorted(path.name for path in Path(places["unseen"]).iterdir()) == chosen["validation"]
 
 
+def test_labels_of_a_share_of_the_training_cases_are_hidden(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    recipe = {"unlabelled": 0.75}
+    places = prepare_data("any", recipe, data=str(tmp_path / "data"), output=tmp_path / "out")
+    chosen = json.loads(Path(places["split"]).read_text())
+    hidden = sorted(path.name for path in Path(places["unlabelled"]).iterdir())
+    assert (len(chosen["training"]), len(chosen["validation"]), len(hidden)) == (2, 2, 6)
+    assert sorted(chosen["training"] + chosen["validation"] + hidden) == list("abcdefghij")
+
+
 def test_results_show_the_median_and_the_worst_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Case] = []
 
@@ -213,7 +230,7 @@ def test_further_test_sets_are_phantoms_too(tmp_path: Path, monkeypatch: pytest.
             Path(output, case).mkdir(parents=True)
         return Path(output)
 
-    monkeypatch.setattr("tools.demo.phantoms", make)
+    monkeypatch.setattr("tools.demo_data.phantoms", make)
     sizes = {"training": {"seed": 1}, "unseen": {"seed": 2}, "validation": 1, "test_sets": {"B": {"domain": "b"}}}
     prepare_data("any", {"phantoms": sizes}, data=None, output=tmp_path)
     assert made == {

@@ -145,3 +145,12 @@ def test_scans_of_every_kind_of_folder(tmp_path: Path) -> None:
 def test_folder_without_scans_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds neither cases with flair, t1, t2 nor a volume"):
         find_scans(tmp_path, sequences=STUDENT)
+
+
+def test_hidden_files_of_another_system_are_passed_over(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "X")
+    for file in list(folder.iterdir()):
+        (folder / f"._{file.name}").write_bytes(b"\0")
+    (tmp_path / "._X.nii.gz").touch()
+    assert names(sequence_files(folder / "X_flair.nii.gz", SEQUENCES))["t1"] == "X_t1.nii.gz"
+    assert [case["case"] for case in find_scans(tmp_path, sequences=SEQUENCES)] == ["X"]

@@ -11,6 +11,7 @@ VERBS = {
     "demo": "train, infer, evaluate and draw one bundle, on phantoms or on your own scans",
     "phantoms": "write a phantom data set in the layout of a bundle's real data",
     "split": "divide a data folder into training and validation cases",
+    "datalist": "list the scans of several brain-tumour data sets, each once",
     "pack": "make the release zip of a bundle",
     "convert": "turn a reference checkpoint into a bundle's weights, and back",
     "results": "write the JSON behind a figure, from the table of an evaluation",

@@ -34,12 +34,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Dropped:
     """A parameter of the reference that its forward pass never uses.
 
-    It exists once for each of our parameters that the rule's template names, with `times` as many elements.
+    There is one for each of our parameters that the rule's template names, with `times` as many channels in and out.
     """
 
     key: str
-    times: int
     value: float
+    times: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,8 @@ class KeyMap:
         self._verify(state, expected | {key: tuple(value.shape) for key, value in self.dropped.items()})
         if is_early:
             logger.info("%s: an early checkpoint, filled up with %s", self.network, ", ".join(early))
+        if self.dropped:
+            logger.info("%s: dropped, as the reference never uses them: %s", self.network, ", ".join(self.dropped))
         ours = {name: self._swap(state[theirs]) for name, theirs in self.names.items()}
         return ours | {name: permute(ours[name]) for name, permute in self.permuted.items()}
 
@@ -187,6 +189,7 @@ def convert(
     content = read_content(Path(checkpoint), parts)
     try:
         state = state_dict(content, keys=keys, parts=parts)
+        torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")  # of DataParallel
         state = key_map.to_reference(state) if reverse else key_map.to_ours(state)
     except ValueError as error:
         raise ValueError(f"{bundle}, {checkpoint}: {error}") from error
@@ -287,8 +290,9 @@ def _fillings(state: State, role: Role) -> Iterable[tuple[str, torch.Tensor]]:
     """Yields name and initial value of each dead parameter of the reference."""
     for template, rule in role.dropped.items():
         for ours, tensor in state.items():
+            shape = [size * rule.times if axis < 2 else size for axis, size in enumerate(tensor.shape)]
             for theirs in _translations(ours, {template: rule.key}, role.names):
-                yield theirs, torch.full((rule.times * len(tensor),), rule.value)
+                yield theirs, torch.full(shape, rule.value)
 
 
 def _listing(title: str, items: Iterable[str]) -> list[str]:

@@ -12,22 +12,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from tools import BUNDLES
+from tools.demo_data import prepare_data
 from tools.files import replacing
-from tools.phantoms import phantoms
 from tools.picture import Case, overview
-from tools.split import find_cases, split
 from tools.tables import Rows, comparison, read_metrics, table, write_metrics
 
 logger = logging.getLogger(__name__)
-
-HELD_OUT = 0.2
 
 Recipe = Mapping[str, Any]
 Places = Mapping[str, str]
@@ -84,49 +81,6 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
     lines = "\n".join(f"  {path}" for path in written)
     logger.info("\nDone in %s. The table and the pictures:\n%s", _duration(time.monotonic() - start), lines)
-
-
-def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path) -> dict[str, str]:
-    """Makes phantoms, or divides the user's scans, and writes the split files.
-
-    Args:
-        bundle: name of the bundle.
-        recipe: its recipe.
-        data: folder of labelled scans, `None` for phantoms.
-        output: folder for what is made.
-
-    Returns:
-        `data`, `split`, `unseen`, `unseen_split` and `output`, the places that recipes refer to.
-    """
-    if data is None:
-        sizes = recipe["phantoms"]
-        train = phantoms(bundle, str(output / "phantoms/training"), **sizes["training"])
-        unseen = phantoms(bundle, str(output / "phantoms/unseen"), **sizes["unseen"])
-        for name, options in sizes.get("test_sets", {}).items():
-            phantoms(bundle, str(output / "phantoms" / name), **options)
-        split_file = split(str(train), str(output / "split.json"), validation=sizes["validation"])
-    else:
-        train, unseen = Path(data), output / "unseen"
-        held_out = max(1, round(HELD_OUT * len(find_cases(train))))
-        split_file = split(data, str(output / "split.json"), validation=held_out)
-        link_cases(train, json.loads(split_file.read_text())["validation"], target=unseen)
-    unseen_split = output / "unseen.json"
-    with replacing(unseen_split) as partial:
-        partial.write_text(json.dumps({"training": [], "validation": find_cases(unseen)}, indent=2) + "\n")
-    places = {"data": train, "split": split_file, "unseen": unseen, "unseen_split": unseen_split, "output": output}
-    return {name: str(path) for name, path in places.items()}
-
-
-def link_cases(source: Path, cases: Iterable[str], *, target: Path) -> None:
-    """Makes `target` a folder of links to the folders or files of `cases` in `source`, and to nothing else."""
-    target.mkdir(parents=True, exist_ok=True)
-    for link in target.iterdir():
-        if link.is_symlink():
-            link.unlink()
-    for case in cases:
-        found = [source / case] if (source / case).is_dir() else source.glob(f"{case}.*")
-        for path in found:
-            (target / path.name).symlink_to(path.resolve())
 
 
 def stages(

@@ -33,6 +33,11 @@ def _pattern(sequence: str) -> str:
     return "|".join(map(re.escape, ENDINGS.get(sequence, (sequence,))))
 
 
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without the hidden files that macOS leaves beside others (`._X_t1.nii.gz`)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def _stem(path: Path) -> str:
     return re.sub(rf"{SUFFIX}$", "", path.name, flags=re.IGNORECASE)
 
@@ -52,7 +57,7 @@ def _find(folder: Path, sequence: str, beginning: str | None = None) -> Path:
     """
     start = r"(?:.*[_-])?" if beginning is None else re.escape(beginning)
     wanted = re.compile(rf"{start}(?:{_pattern(sequence)}){SUFFIX}", re.IGNORECASE)
-    found = sorted(path for path in folder.iterdir() if wanted.fullmatch(path.name)) if folder.is_dir() else []
+    found = [path for path in _visible(folder) if wanted.fullmatch(path.name)] if folder.is_dir() else []
     if len(found) > 1:
         names = " or ".join(path.name for path in found)
         raise InputError([(folder.name, str(folder), f"{sequence} is ambiguous: {names}?")])
@@ -87,14 +92,14 @@ def _existing(dataset_dir: str | Path) -> Path:
 
 
 def _is_case(folder: Path, sequences: Sequence[str]) -> bool:
-    return any(_beginning(path, sequences) is not None for path in folder.iterdir() if path.is_file())
+    return any(_beginning(path, sequences) is not None for path in _visible(folder) if path.is_file())
 
 
 def _case_folders(root: Path, sequences: Sequence[str]) -> dict[str, Path]:
     """Folders of cases below `root`, or below its folders of grades (`HGG`, `LGG`), by name."""
     found: dict[str, Path] = {}
-    for entry in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        inner = [] if _is_case(entry, sequences) else [path for path in sorted(entry.iterdir()) if path.is_dir()]
+    for entry in (path for path in _visible(root) if path.is_dir()):
+        inner = [] if _is_case(entry, sequences) else [path for path in _visible(entry) if path.is_dir()]
         for folder in inner or [entry]:
             if found.setdefault(folder.name, folder) != folder:
                 raise InputError([(folder.name, str(folder), f"the case is in {found[folder.name]} too")])
@@ -212,7 +217,7 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
     cases = [
         case for folder in folders.values() if _is_case(folder, sequences) for case in _scans_beside(folder, sequences)
     ]
-    volumes = [path for path in sorted(root.iterdir()) if re.fullmatch(rf".*{SUFFIX}", path.name, re.IGNORECASE)]
+    volumes = [path for path in _visible(root) if re.fullmatch(rf".*{SUFFIX}", path.name, re.IGNORECASE)]
     every = [*ENDINGS, *sequences]
     cases += [_scan(path, sequences) for path in volumes if _beginning(path, every) is None]
     if not cases:
@@ -222,7 +227,7 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
 
 def _scans_beside(folder: Path, sequences: Sequence[str]) -> Iterator[Case]:
     """The cases in one folder, told apart by what stands before the names of the sequences."""
-    found = {_beginning(path, sequences) for path in folder.iterdir()}
+    found = {_beginning(path, sequences) for path in _visible(folder)}
     beginnings = sorted(beginning for beginning in found if beginning is not None)
     for beginning in beginnings:
         case = folder.name if len(beginnings) == 1 else beginning.rstrip("_-")

@@ -1,0 +1,246 @@
+# Identical in every bundle; python -m tools check compares the copies.
+"""Where the scans lie: BraTS folders of any year, sequences beside each other by name, volumes of all sequences."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from monai.data import partition_dataset_classes
+
+from .cases import InputError
+
+__all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "sequence_files"]
+
+SUFFIX = r"\.nii(?:\.gz)?"
+# How file names end, by year of the challenge: until 2021 ID_t1ce.nii.gz, from 2023 on ID-t1c.nii.gz.
+ENDINGS = {
+    "flair": ("flair", "t2f"),
+    "t1ce": ("t1ce", "t1c", "t1gd"),
+    "t1": ("t1", "t1n"),
+    "t2": ("t2", "t2w"),
+    "label": ("seg",),
+}
+SPLITS = ("training", "validation", "test")
+
+Case = dict[str, str]
+Problem = tuple[str, str, str]
+
+
+def _pattern(sequence: str) -> str:
+    return "|".join(map(re.escape, ENDINGS.get(sequence, (sequence,))))
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, sorted, without the hidden files that macOS leaves beside others (`._X_t1.nii.gz`)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _stem(path: Path) -> str:
+    return re.sub(rf"{SUFFIX}$", "", path.name, flags=re.IGNORECASE)
+
+
+def _beginning(path: Path, sequences: Sequence[str]) -> str | None:
+    """What stands before the name of a sequence in a file's name, `None` when it names none of them."""
+    endings = "|".join(_pattern(name) for name in sequences)
+    match = re.fullmatch(rf"(.*[_-]|)(?:{endings}){SUFFIX}", path.name, re.IGNORECASE)
+    return match[1] if match else None
+
+
+def _find(folder: Path, sequence: str, beginning: str | None = None) -> Path:
+    """The file of a sequence in a folder, or where the challenge would have put it.
+
+    Raises:
+        InputError: when several files could be it.
+    """
+    start = r"(?:.*[_-])?" if beginning is None else re.escape(beginning)
+    wanted = re.compile(rf"{start}(?:{_pattern(sequence)}){SUFFIX}", re.IGNORECASE)
+    found = [path for path in _visible(folder) if wanted.fullmatch(path.name)] if folder.is_dir() else []
+    if len(found) > 1:
+        names = " or ".join(path.name for path in found)
+        raise InputError([(folder.name, str(folder), f"{sequence} is ambiguous: {names}?")])
+    start = f"{folder.name}_" if beginning is None else beginning
+    return found[0] if found else folder / f"{start}{ENDINGS.get(sequence, (sequence,))[0]}.nii.gz"
+
+
+def sequence_files(image: str | Path, sequences: Sequence[str]) -> dict[str, Path] | None:
+    """Finds the sequences of a scan beside one of its files.
+
+    Args:
+        image: file of any sequence, for example `BraTS19_X_1_flair.nii.gz` or `BraTS-GLI-00001-000-t2f.nii.gz`.
+        sequences: those that are wanted.
+
+    Returns:
+        Path by sequence, whether there is such a file or not; `None` when the name of `image` ends in no sequence: then
+        it is one volume of them all.
+
+    Raises:
+        InputError: when several files could be one sequence.
+    """
+    path = Path(image).absolute()
+    beginning = _beginning(path, [*ENDINGS, *sequences])
+    return None if beginning is None else {name: _find(path.parent, name, beginning) for name in sequences}
+
+
+def _existing(dataset_dir: str | Path) -> Path:
+    root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
+    if not root.is_dir():
+        raise InputError([("", str(root), "dataset_dir does not exist or is no folder")])
+    return root
+
+
+def _is_case(folder: Path, sequences: Sequence[str]) -> bool:
+    return any(_beginning(path, sequences) is not None for path in _visible(folder) if path.is_file())
+
+
+def _case_folders(root: Path, sequences: Sequence[str]) -> dict[str, Path]:
+    """Folders of cases below `root`, or below its folders of grades (`HGG`, `LGG`), by name."""
+    found: dict[str, Path] = {}
+    for entry in (path for path in _visible(root) if path.is_dir()):
+        inner = [] if _is_case(entry, sequences) else [path for path in _visible(entry) if path.is_dir()]
+        for folder in inner or [entry]:
+            if found.setdefault(folder.name, folder) != folder:
+                raise InputError([(folder.name, str(folder), f"the case is in {found[folder.name]} too")])
+    return found
+
+
+def _case(folder: Path, sequences: Sequence[str]) -> Case:
+    """One case: the files of its first sequence and of its label; the other sequences lie beside."""
+    image, label = (str(_find(folder, name)) for name in (sequences[0], "label"))
+    return {"case": folder.name, "image": image, "label": label}
+
+
+def read_split(
+    dataset_dir: str | Path,
+    split_file: str | Path | None = None,
+    *,
+    sequences: Sequence[str],
+    validation: float = 0.2,
+    seed: int = 123,
+) -> dict[str, list[Case]]:
+    """Lists the labelled cases of a data set by split.
+
+    Args:
+        dataset_dir: `<dataset_dir>/[HGG|LGG/]<case>/<case>_{flair,t1ce,t1,t2,seg}.nii.gz`, or with the endings of 2023
+            `-t2f`, `-t1c`, `-t1n`, `-t2w`, `-seg`; what stands before the ending may be missing.
+        split_file: JSON file with lists of case names under `training`, `validation` and, if wanted, `test`; without
+            one, the cases of each grade are shuffled with `seed` and split.
+        sequences: those of the scans; a case is known by the first.
+        validation: fraction of the cases for validation, when there is no file.
+        seed: seed of the shuffle, when there is no file.
+
+    Returns:
+        `{"training": cases, "validation": cases, "test": cases}`, a case being `{"case", "image", "label"}` with the
+        file of the first sequence.
+
+    Raises:
+        InputError: when the folder or the split file does not exist, there are too few cases, a case lies in two
+            folders or has two files for one sequence, or the split file is damaged, names a case twice or one without
+            folder.
+    """
+    root = _existing(dataset_dir)
+    folders = _case_folders(root, sequences)
+    if split_file is None:
+        if len(folders) < 2:
+            raise InputError([("", str(root), f"needs two case folders or more, holds {len(folders)}")])
+        named = _drawn(folders, validation=validation, seed=seed)
+    else:
+        named = _named(Path(split_file))
+    listed = [name for split in SPLITS for name in named[split]]
+    problems: list[Problem] = [
+        (name, str(split_file), "is listed twice") for name in sorted({n for n in listed if listed.count(n) > 1})
+    ]
+    problems += [(name, str(root / name), "has no folder") for name in listed if name not in folders]
+    if problems:
+        raise InputError(problems)
+    return {split: [_case(folders[name], sequences) for name in named[split]] for split in SPLITS}
+
+
+def _drawn(folders: Mapping[str, Path], *, validation: float, seed: int) -> dict[str, list[str]]:
+    """Splits cases at random, the same share of every grade."""
+    names = list(folders)
+    grades = [folder.parent.name for folder in folders.values()]
+    held_out = max(1, round(validation * len(names)))
+    parts = partition_dataset_classes(names, grades, ratios=[len(names) - held_out, held_out], shuffle=True, seed=seed)
+    if not parts[1]:  # grades of too few cases each
+        parts = [sorted(names)[held_out:], sorted(names)[:held_out]]
+    return dict(zip(SPLITS, [*map(sorted, parts), []], strict=True))
+
+
+def _named(split_file: Path) -> dict[str, list[str]]:
+    if not split_file.is_file():
+        raise InputError([("", str(split_file), "split file does not exist")])
+    try:
+        content = json.loads(split_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError([("", str(split_file), f"is no valid JSON ({error})")]) from error
+    lists = {"test": [], **content} if isinstance(content, dict) else {}
+    if not all(isinstance(lists.get(name), list) for name in SPLITS):
+        rule = "must hold lists of case names under 'training' and 'validation'"
+        raise InputError([("", str(split_file), rule)])
+    return {name: lists[name] for name in SPLITS}
+
+
+def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:
+    """Returns the cases of a split, by default of `test`, or of `validation` where there are no test cases.
+
+    Raises:
+        InputError: when there is no such split.
+    """
+    subset = subset or ("test" if cases["test"] else "validation")
+    if subset not in SPLITS:
+        raise InputError([("", "subset", f"must be one of {', '.join(SPLITS)}, got {subset}")])
+    return cases[subset]
+
+
+def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Case]:
+    """Lists the scans to segment.
+
+    Args:
+        dataset_dir: a folder of cases as for `read_split`, the folder of one case, a file, or a folder of files: of
+            sequences side by side, or volumes of all of them.
+        sequences: those that are needed.
+
+    Returns:
+        Cases `{"case", "image"}`, sorted by name.
+
+    Raises:
+        InputError: when `dataset_dir` does not exist or holds no NIfTI volume.
+    """
+    root = Path(dataset_dir).absolute()
+    if root.is_file():
+        return [_scan(root, sequences)]
+    root = _existing(root)
+    folders = {root.name: root} if _is_case(root, sequences) else _case_folders(root, sequences)
+    cases = [
+        case for folder in folders.values() if _is_case(folder, sequences) for case in _scans_beside(folder, sequences)
+    ]
+    volumes = [path for path in _visible(root) if re.fullmatch(rf".*{SUFFIX}", path.name, re.IGNORECASE)]
+    every = [*ENDINGS, *sequences]
+    cases += [_scan(path, sequences) for path in volumes if _beginning(path, every) is None]
+    if not cases:
+        raise InputError([("", str(root), f"holds neither cases with {', '.join(sequences)} nor a volume *.nii.gz")])
+    return cases
+
+
+def _scans_beside(folder: Path, sequences: Sequence[str]) -> Iterator[Case]:
+    """The cases in one folder, told apart by what stands before the names of the sequences."""
+    found = {_beginning(path, sequences) for path in _visible(folder)}
+    beginnings = sorted(beginning for beginning in found if beginning is not None)
+    for beginning in beginnings:
+        case = folder.name if len(beginnings) == 1 else beginning.rstrip("_-")
+        yield {"case": case, "image": str(_find(folder, sequences[0], beginning))}
+
+
+def _scan(path: Path, sequences: Sequence[str]) -> Case:
+    beginning = _beginning(path, sequences)
+    name = _stem(path) if beginning is None else beginning.rstrip("_-") or path.parent.name
+    return {"case": name, "image": str(path)}
+
+
+def root_folder(dataset_dir: str | Path) -> str:
+    """Returns `dataset_dir`, or the folder of a single file; results keep their place below it."""
+    root = Path(dataset_dir).absolute()
+    return str(root.parent if root.is_file() else root)

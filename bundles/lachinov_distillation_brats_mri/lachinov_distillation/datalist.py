@@ -1,0 +1,143 @@
+"""Lists of cases: labelled ones, those that an ensemble has labelled, and those that nobody has."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .cases import InputError
+from .data import find_scans
+
+__all__ = ["read_datalist", "unlabelled_cases", "with_pseudo_labels", "write_datalist"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("training", "validation", "test", "unlabelled")
+PATHS = ("image", "label", "soft")
+
+Case = dict[str, Any]
+Problem = tuple[str, str, str]
+
+
+def read_datalist(path: str | Path) -> dict[str, list[Case]]:
+    """Reads a datalist, as `python -m tools datalist` and `annotation.Datalist` write it.
+
+    Args:
+        path: JSON file with lists of cases `{"case", "image", "label", "label_source", ...}` under `training`,
+            `validation`, `test` and `unlabelled`, of which some may be missing; paths in it are relative to its folder.
+
+    Returns:
+        The four lists, with absolute paths.
+
+    Raises:
+        InputError: when the file is missing, damaged or no datalist, or a case lacks its name or its image, or a label
+            outside `unlabelled`, or is in two lists.
+    """
+    source = Path(path).absolute()
+    if not source.is_file():
+        raise InputError([("", str(source), "there is no such datalist: make or annotate it first")])
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError([("", str(source), f"is no valid JSON ({error})")]) from error
+    if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in SPLITS):
+        raise InputError([("", str(source), f"must hold lists of cases under {', '.join(SPLITS)}")])
+    lists = {name: [_record(source, record, name) for record in content.get(name, [])] for name in SPLITS}
+    names = [case["case"] for cases in lists.values() for case in cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError((name, str(source), "is listed twice") for name in twice)
+    return lists
+
+
+def _record(source: Path, record: Any, split: str) -> Case:
+    needed = ["case", "image"] + (["label"] if split != "unlabelled" else [])
+    if not isinstance(record, dict) or not all(record.get(key) for key in needed):
+        name = record.get("case", "") if isinstance(record, dict) else ""
+        raise InputError([(str(name), str(source), f"a case in {split} must have {', '.join(needed)}")])
+    return record | {key: str(source.parent / record[key]) for key in PATHS if record.get(key)}
+
+
+def write_datalist(path: str | Path, lists: Mapping[str, Sequence[Case]]) -> None:
+    """Writes a datalist; files below its folder are named relative to it. No reader ever sees a part of it."""
+    target = Path(path).absolute()
+    content = {
+        split: [case | {key: _relative(case[key], target.parent) for key in PATHS if case.get(key)} for case in cases]
+        for split, cases in lists.items()
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".partial")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(target)
+
+
+def _relative(file: str, folder: Path) -> str:
+    path = Path(file).absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def unlabelled_cases(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Case]:
+    """Lists the scans to annotate: those of a folder, see `data.find_scans`, or the `unlabelled` ones of a datalist.
+
+    Raises:
+        InputError: as `data.find_scans` and `read_datalist`, and when the datalist has none.
+    """
+    if Path(dataset_dir).suffix != ".json":
+        return find_scans(dataset_dir, sequences=sequences)
+    if not (cases := read_datalist(dataset_dir)["unlabelled"]):
+        raise InputError([("", str(dataset_dir), "holds no unlabelled case")])
+    return cases
+
+
+def with_pseudo_labels(
+    labelled: Mapping[str, list[Case]],
+    pseudo_labels: str | Path | None,
+    *,
+    exclude: Collection[str] = (),
+    soft: bool = False,
+) -> dict[str, list[Case]]:
+    """Adds the cases that an ensemble has labelled to the training cases.
+
+    Ground truth wins: the pseudo-label of a case with a label in `training` is not used, and a line in the log says so.
+
+    Args:
+        labelled: lists of labelled cases by split.
+        pseudo_labels: datalist of the annotated cases, `None` for none.
+        exclude: names of cases that must not be used at all, for example patients of a later test.
+        soft: whether to learn from the ensemble's region probabilities instead of its label maps.
+
+    Returns:
+        `labelled` without the excluded cases, with the annotated cases in `training`; each has a `label_source`.
+
+    Raises:
+        InputError: when an annotated case is one of validation or test too (it would leak), an excluded case is
+            nowhere, or `soft` is wanted and a case has no region probabilities.
+    """
+    known = {split: list(labelled.get(split, [])) for split in SPLITS[:3]}
+    annotated = [] if pseudo_labels is None else read_datalist(pseudo_labels)["training"]
+    names = {case["case"] for cases in [*known.values(), annotated] for case in cases}
+    problems: list[Problem] = [(name, "exclude", "there is no such case") for name in sorted(set(exclude) - names)]
+    known = {split: [case for case in cases if case["case"] not in exclude] for split, cases in known.items()}
+    annotated = [case for case in annotated if case["case"] not in exclude]
+    split_of = {case["case"]: split for split, cases in known.items() for case in cases}
+    for case in annotated:
+        if split_of.get(case["case"], "training") != "training":
+            rule = f"is a case of {split_of[case['case']]} too, training on it would leak: list it in `exclude`"
+            problems.append((case["case"], str(pseudo_labels), rule))
+        elif soft and not case.get("soft") and case["case"] not in split_of:
+            problems.append(
+                (case["case"], str(pseudo_labels), "has no region probabilities: annotate with `soft: true`")
+            )
+    if problems:
+        raise InputError(problems)
+    if beaten := sorted(case["case"] for case in annotated if case["case"] in split_of):
+        logger.warning("%d pseudo-labels give way to labels of the same cases: %s", len(beaten), ", ".join(beaten))
+    own = [{"label_source": "manual"} | case for case in known["training"]]
+    added = [_without(case, () if soft else ("soft",)) for case in annotated if case["case"] not in split_of]
+    return {**known, "training": own + added}
+
+
+def _without(case: Case, keys: Collection[str]) -> Case:
+    return {key: value for key, value in case.items() if key not in keys}
