@@ -73,7 +73,7 @@ def command_line(given: Mapping[str, Any]) -> list[str]:
 def cases(bundle: str, data: Path) -> dict[str, list[Case]]:
     """The cases of a data folder as the bundle's training config splits them."""
     parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, "train")))
-    parser["dataset_dir"] = str(data)
+    parser.update({**small(bundle, "train"), "dataset_dir": str(data)})
     found = {"training": "train::dataset::data", "validation": "validate::dataset::data"}
     return {split: parser.get_parsed_content(name) for split, name in found.items()}
 

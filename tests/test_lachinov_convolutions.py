@@ -6,7 +6,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from lachinov_distillation.convolutions import HalvedConv3d, JoiningConv3d
@@ -33,7 +32,7 @@ def test_halves_make_up_the_whole(shape: tuple[int, ...], bias: bool) -> None:
     layer = HalvedConv3d(shape[1], 5, bias=bias).double()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     expected = functional.conv3d(x, layer.weight, layer.bias, padding=1)
-    with patch.object(nn.Conv3d, "forward", autospec=True, side_effect=nn.Conv3d.forward) as plainly:
+    with patch.object(layer, "_conv_forward", side_effect=layer._conv_forward) as plainly:
         found = layer(x)
     assert plainly.called == (shape in WHOLE)
     sources = [x, *layer.parameters()]
@@ -41,21 +40,26 @@ def test_halves_make_up_the_whole(shape: tuple[int, ...], bias: bool) -> None:
 
 
 def test_what_is_exported_is_not_halved() -> None:
-    """A trace of a small volume serves large and odd ones."""
-    layer = HalvedConv3d(2, 3)
-    traced = torch.jit.trace(layer, torch.randn(1, 2, 8, 8, 8))  # type: ignore[no-untyped-call]
-    for shape in ((1, 2, 11, 6, 7), (2, 2, 8, 8, 8), (1, 2, 104, 104, 4)):
+    """A trace of a small volume serves large and odd ones, and so does a script."""
+    layer, small = HalvedConv3d(2, 3), torch.randn(1, 2, 8, 8, 8)
+    exported = [torch.jit.trace(layer, small), torch.jit.script(layer)]  # type: ignore[no-untyped-call]
+    for shape in ((1, 2, 8, 8, 8), (1, 2, 11, 6, 7), (2, 2, 8, 8, 8), (1, 2, 104, 104, 4)):
         x = torch.randn(shape)
-        torch.testing.assert_close(traced(x), layer(x))
+        for module in exported:
+            torch.testing.assert_close(module(x), layer(x))
+            assert "aten::pad" not in str(module.graph)
 
 
 def test_inputs_are_joined_in_order() -> None:
     torch.manual_seed(0)
     layer = JoiningConv3d(6, 4).double()
-    inputs = [torch.randn(2, channels, 3, 5, 4, dtype=torch.float64, requires_grad=True) for channels in (1, 2, 3)]
+    inputs = [torch.randn(2, channels, 3, 5, 4, dtype=torch.float64, requires_grad=True) for channels in (2, 4)]
     expected = functional.conv3d(torch.cat(inputs, 1), layer.weight)
     sources = [*inputs, *layer.parameters()]
     torch.testing.assert_close(results(layer(*inputs), *sources), results(expected, *sources))
+    x = torch.randn(2, 6, 3, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), functional.conv3d(x, layer.weight))
+    torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
 
 
 def test_parameters_are_those_of_a_convolution() -> None:

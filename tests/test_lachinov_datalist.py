@@ -59,6 +59,12 @@ def test_damaged_list_is_refused(content: str, rule: str, tmp_path: Path) -> Non
         read_datalist(tmp_path / "list.json")
 
 
+def test_what_a_case_does_not_have_is_left_out(tmp_path: Path) -> None:
+    path = save(tmp_path / "list.json", {"training": [record("a", stack=None, soft=None, label_order=["ET"])]})
+    (found,) = read_datalist(path)["training"]
+    assert found.keys() == {"case", "image", "label", "label_order"}
+
+
 def test_case_in_two_lists_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "list.json", {"training": [record("a")], "unlabelled": [record("a"), record("b")]})
     with pytest.raises(InputError, match=r"case a: .*list\.json: is listed twice"):
@@ -100,7 +106,7 @@ def test_pseudo_labels_join_the_training_cases_and_give_way_to_labels(
     assert not any("soft" in case for case in found["training"])
     soft = with_pseudo_labels(lists(), path, soft=True)["training"]
     assert [case.get("soft") for case in soft] == [None, None, str(tmp_path / "u_soft.nii.gz")]
-    assert with_pseudo_labels(lists(), None)["training"] == [record(n) | {"label_source": "manual"} for n in "ab"]
+    assert with_pseudo_labels(lists(), False)["training"] == [record(n) | {"label_source": "manual"} for n in "ab"]
 
 
 def test_pseudo_label_of_a_held_out_case_is_refused_unless_excluded(tmp_path: Path) -> None:

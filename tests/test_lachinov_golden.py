@@ -68,7 +68,7 @@ def stages(network: ResUNet) -> dict[str, nn.Module]:
     found = {"conv_input": entry.get_submodule("conv"), "norm_input": entry, "conv_output": network.head}
     found |= {f"encoder_{level}": network.encoder[level + 1] for level in range(3)}
     found["conv_first"] = network.encoder[0]
-    for level, join in enumerate(network.decoder):
+    for level, join in enumerate(reversed(network.decoder)):
         found[f"upsampling_{level}"] = join.get_submodule("up.interpolation")
         found[f"decoder1x1_{level}"] = join.get_submodule("merge")
         found[f"decoder_{level}"] = join

@@ -112,8 +112,9 @@ class CascadedUNet(nn.Module):
             for coarser, factor in enumerate((4, 2, 1))
         )
         self.apply(_xavier_uniform)
-        for stage in self.stages:
-            stage.head.bias.data[0] = BACKGROUND_BIAS
+        for name, parameter in self.named_parameters():
+            if name.endswith("head.bias"):
+                parameter.data[0] = BACKGROUND_BIAS
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Maps scans to logits of the classes.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -25,10 +23,14 @@ class HalvedConv3d(nn.Conv3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Returns `(B, out_channels, H, W, D)` for `(B, in_channels, H, W, D)`."""
-        if not _is_slow(input):
-            return super().forward(input)
-        half = input.shape[2] // 2
-        padded = functional.pad(input, (0, 0, 0, 0, 1, 1))
+        halved = False
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            halved = _is_slow(input)  # what TorchScript must not compile stands alone under that question
+        return self._in_halves(input) if halved else self._conv_forward(input, self.weight, self.bias)
+
+    def _in_halves(self, x: torch.Tensor) -> torch.Tensor:
+        half = x.shape[2] // 2
+        padded = functional.pad(x, (0, 0, 0, 0, 1, 1))
         halves = torch.cat([padded[:, :, : half + 2], padded[:, :, half:]])  # each with the slice beyond its end
         return torch.cat(functional.conv3d(halves, self.weight, self.bias, padding=(0, 1, 1)).chunk(2), dim=2)
 
@@ -43,7 +45,7 @@ def _is_slow(x: torch.Tensor) -> bool:
 
 
 class JoiningConv3d(nn.Conv3d):
-    """Convolution of 1 x 1 x 1, without bias, over the channels of all its inputs.
+    """Convolution of 1 x 1 x 1, without bias, over the channels of one input or two.
 
     It does not copy them into one tensor, which would be a tenth of what training keeps in memory.
     """
@@ -51,9 +53,10 @@ class JoiningConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1, bias=False)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """Returns `(B, out_channels, H, W, D)` for inputs `(B, C, H, W, D)` whose C add up to `in_channels`."""
-        parts = torch.split(self.weight.flatten(1), [x.shape[1] for x in inputs], dim=1)
-        products = (part @ x.flatten(2) for part, x in zip(parts, inputs, strict=True))
-        batch, _, height, width, depth = inputs[0].shape
-        return reduce(torch.Tensor.add_, products).view(batch, -1, height, width, depth)
+        weight, channels = self.weight.flatten(1), x.shape[1]
+        product = weight[:, :channels] @ x.flatten(2)
+        if other is not None:
+            product += weight[:, channels:] @ other.flatten(2)
+        return product.view(x.shape[0], -1, x.shape[2], x.shape[3], x.shape[4])

@@ -57,7 +57,8 @@ def _record(source: Path, record: Any, split: str) -> Case:
     if not isinstance(record, dict) or not all(record.get(key) for key in needed):
         name = record.get("case", "") if isinstance(record, dict) else ""
         raise InputError([(str(name), str(source), f"a case in {split} must have {', '.join(needed)}")])
-    return record | {key: str(source.parent / record[key]) for key in PATHS if record.get(key)}
+    known = {key: value for key, value in record.items() if value is not None}  # which no batch may hold
+    return known | {key: str(source.parent / known[key]) for key in PATHS if key in known}
 
 
 def write_datalist(path: str | Path, lists: Mapping[str, Sequence[Case]]) -> None:
@@ -93,7 +94,7 @@ def unlabelled_cases(dataset_dir: str | Path, *, sequences: Sequence[str]) -> li
 
 def with_pseudo_labels(
     labelled: Mapping[str, list[Case]],
-    pseudo_labels: str | Path | None,
+    pseudo_labels: str | Path | bool | None,
     *,
     exclude: Collection[str] = (),
     soft: bool = False,
@@ -104,7 +105,7 @@ def with_pseudo_labels(
 
     Args:
         labelled: lists of labelled cases by split.
-        pseudo_labels: datalist of the annotated cases, `None` for none.
+        pseudo_labels: datalist of the annotated cases; `False` for none, which a command line can say, unlike `None`.
         exclude: names of cases that must not be used at all, for example patients of a later test.
         soft: whether to learn from the ensemble's region probabilities instead of its label maps.
 
@@ -116,7 +117,7 @@ def with_pseudo_labels(
             nowhere, or `soft` is wanted and a case has no region probabilities.
     """
     known = {split: list(labelled.get(split, [])) for split in SPLITS[:3]}
-    annotated = [] if pseudo_labels is None else read_datalist(pseudo_labels)["training"]
+    annotated = read_datalist(str(pseudo_labels))["training"] if pseudo_labels else []
     names = {case["case"] for cases in [*known.values(), annotated] for case in cases}
     problems: list[Problem] = [(name, "exclude", "there is no such case") for name in sorted(set(exclude) - names)]
     known = {split: [case for case in cases if case["case"] not in exclude] for split, cases in known.items()}

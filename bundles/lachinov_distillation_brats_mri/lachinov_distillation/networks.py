@@ -16,8 +16,9 @@ __all__ = ["ResUNet", "verify_size"]
 
 def verify_size(x: torch.Tensor, divisor: int) -> None:
     """Raises a `ValueError` unless every spatial size of `x` `(B, C, H, W, D)` is a multiple of `divisor`."""
-    if any(size % divisor for size in x.shape[2:]):
-        raise ValueError(f"every spatial size must be a multiple of {divisor}, got {tuple(x.shape[2:])}")
+    for size in x.shape[2:]:
+        if size % divisor:
+            raise ValueError(f"every spatial size must be a multiple of {divisor}, got {x.shape[2:]}")
 
 
 def _leaky() -> nn.LeakyReLU:
@@ -99,9 +100,10 @@ class ResUNet(nn.Module):
                 entry = Convolution(3, in_channels, width, adn_ordering="N", norm=norm, bias=False)
                 entry.conv = HalvedConv3d(in_channels, width, bias=False)
             self.encoder.append(nn.Sequential(entry, *(_residual(width, groups) for _ in range(blocks))))
-        self.decoder = nn.ModuleList(
+        levels = list(zip(channels[:-1], channels[1:], decoder_blocks, strict=True))
+        self.decoder = nn.ModuleList(  # in the order of the forward pass
             _Join(width, deep, blocks=blocks, groups=groups, upsampling=upsampling)
-            for width, deep, blocks in zip(channels[:-1], channels[1:], decoder_blocks, strict=True)
+            for width, deep, blocks in reversed(levels)
         )
         self.head = HalvedConv3d(channels[0], out_channels)
         self.divisor = 2 ** len(decoder_blocks)
@@ -122,12 +124,13 @@ class ResUNet(nn.Module):
             ValueError: if a size is no such multiple.
         """
         verify_size(x, self.divisor)
-        shallow: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         for level in self.encoder:
             x = level(x)
-            shallow.append(x)
-        for i in reversed(range(len(self.decoder))):
-            x = self.decoder[i](shallow[i], x)
+            features.append(x)
+        x = features.pop()
+        for join in self.decoder:
+            x = join(features.pop(), x)
         return self.head(x)
 
 

@@ -30,7 +30,7 @@ import torch
 
 from lachinov_distillation.sampling import tumour_centres
 from tools.benchmark import Row, Setting
-from tools.benchmark.settings import autocast, by_engine, start_up, times
+from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
 from tools.recipes.lachinov_distillation_brats_mri import benchmark_inputs as given
 from tools.recipes.lachinov_distillation_brats_mri.benchmark_inputs import BUNDLE, Size
 
@@ -115,7 +115,7 @@ def whole_brain(device: torch.device, size: Size) -> Row:
     return Row(
         name="whole_brain",
         unit=f"probabilities of {times(size)} voxels from four mirror images",
-        settings=by_engine(prepare, device, atol=0.05, rtol=0),
+        settings=plain_and_fast(prepare, device, atol=0.2, rtol=0),  # on a CPU by bfloat16.yaml
         state_dict=given.reference_names,
         inputs=lambda: {"image": image()},
         atol=1e-4,
