@@ -112,6 +112,15 @@ def test_members_on_disk_count_as_much_as_networks(tmp_path: Path) -> None:
         assert found["soft"][:, slab].amax((1, 2)).tolist() == wanted
 
 
+def test_nearly_empty_bytes_are_not_taken_for_certainty(tmp_path: Path) -> None:
+    """A highest value of 1 in bytes is a probability of 1 / 255."""
+    regions = np.ones((*SHAPE, 3), np.uint8)
+    member = FileMember("x", write(tmp_path / "a.nii.gz", regions).replace("a.nii", "{case}.nii"), predicts="regions")
+    found = labelled(Ensemble([member], sequences=4), torch.zeros(4, *SHAPE))
+    assert found["pred"].max() == 0
+    assert found["soft"].unique().tolist() == [1]
+
+
 def test_other_label_numbers(tmp_path: Path) -> None:
     """The Decathlon's 1, 2, 3 are oedema, necrosis, enhancing tumour."""
     label = np.zeros(SHAPE, np.uint8)

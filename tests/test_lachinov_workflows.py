@@ -117,7 +117,7 @@ def test_saved_probabilities_are_a_member_of_an_ensemble(phantoms: NamedPath, fo
     }
     annotate: dict[str, Any] = {"data": case, "folder": folder}
     run(BUNDLE, "annotate", **annotate, members=[file], output_dir=str(tmp_path / "file"))
-    network = {"members": ["@resunet"], "resunet::weights": str(folder / "models/model.pt")}
+    network: dict[str, Any] = {"members": ["@resunet"], "resunet::weights": str(folder / "models/model.pt")}
     run(BUNDLE, "annotate", **annotate, **network, output_dir=str(tmp_path / "network"))
     one, other = (
         array(tmp_path / name / case.name / f"{case.name}_soft.nii.gz").astype(int) for name in ("file", "network")
@@ -142,9 +142,9 @@ def test_student_of_one_sequence(phantoms: NamedPath, tmp_path: Path) -> None:
 
 def test_case_without_tumour_trains_and_is_scored(phantoms: NamedPath, tmp_path: Path) -> None:
     data = copy(phantoms(BUNDLE), tmp_path / "data")
-    for file in data.rglob("*_seg.nii.gz"):
-        image = nibabel.load(file)
-        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), file)
+    for path in data.rglob("*_seg.nii.gz"):
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
     run(BUNDLE, "train", data=data, folder=tmp_path / "run", max_epochs=1)
     assert all(torch.isfinite(value).all() for value in load(tmp_path / "run/models/model.pt").values())
     run(BUNDLE, "evaluate", data=data, folder=tmp_path / "run")

@@ -96,7 +96,7 @@ class FileMember:
         name: what messages call it.
         files: path of a file with `{case}` for the case's name.
         predicts: `labels` for label maps; `regions` (WT, TC, ET) or `classes` (background, NCR, ED, ET) for
-            probabilities, channels on the first or the last axis, from 0 to 1 or from 0 to 255.
+            probabilities, channels on the first or the last axis, from 0 to 1, or to 255 in integers.
         label_order: classes of the values 1, 2, ... of label maps.
     """
 
@@ -144,7 +144,8 @@ class FileMember:
         if self.predicts == "labels":
             label = mapped(volume, self.label_order)
             return torch.stack([label == value for value in VALUES])[None].float()
-        scaled = volume.float() / (255 if volume.max() > 1 else 1)
+        whole_numbers = nibabel.load(self.path(case)).get_data_dtype().kind in "iu"
+        scaled = volume.float() / (255 if whole_numbers else 1)
         channels = (scaled if scaled.shape[1:] == tuple(shape) else scaled.movedim(-1, 0))[None]
         return class_probabilities(channels) if self.predicts == "regions" else channels
 
