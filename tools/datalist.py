@@ -143,9 +143,7 @@ def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
 
 
 def _unlabelled(root: Path, sequences: Sequence[str]) -> list[Scan]:
-    found = [case for case in find_scans(root, sequences=sequences) if not Path(case["image"]).name.startswith(".")]
-    if not found:
-        raise InputError([("", str(root), "holds hidden files only")])
+    found = find_scans(root, sequences=sequences)
     stacked = [sequence_files(case["image"], sequences) is None for case in found]
     stack = _channels(root, sequences) if any(stacked) else None
     return [
