@@ -220,6 +220,12 @@ def test_impossible_members_are_named(tmp_path: Path) -> None:
         (np.zeros((*SHAPE, 3), np.uint8), AFFINE, "classes", r"shape .* does not fit the scan's: 4 x 3 x 5 x 4"),
         (np.zeros(SHAPE, np.uint8), np.eye(4), "labels", "affine of member x differs"),
         (
+            np.full((*SHAPE, 3), 200, np.float32),
+            AFFINE,
+            "regions",
+            "probabilities of member x must lie between 0 and 1, found 200 to 200",
+        ),
+        (
             np.full(SHAPE, 5, np.uint8),
             AFFINE,
             "labels",

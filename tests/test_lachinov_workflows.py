@@ -109,6 +109,16 @@ def test_saved_probabilities_are_a_member_of_an_ensemble(phantoms: NamedPath, fo
     written = array(soft)
     assert written.shape == (*array(next(case.glob("*_t1.nii.gz"))).shape, 3)
     assert written.dtype == np.uint8
+    ensemble: dict[str, Any] = {
+        "data": case,
+        "folder": folder,
+        "save_probabilities": True,
+        "output_dir": str(tmp_path / "mean"),
+    }
+    run(BUNDLE, "ensemble_inference", **ensemble)
+    (mean,) = (tmp_path / "mean").rglob("*_probabilities.nii.gz")
+    assert array(mean).shape == written.shape
+    assert (array(mean)[..., 0] >= array(mean)[..., 1]).all()
     file = {
         "_target_": "lachinov_distillation.ensemble.FileMember",
         "name": "student",

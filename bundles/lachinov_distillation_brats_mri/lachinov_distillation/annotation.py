@@ -82,7 +82,7 @@ class Annotation:
             InputError: when the folder is of another ensemble or other settings.
         """
         mark = self.folder / "ensemble.json"
-        text = json.dumps({"members": json.loads(self.ensemble.identity()), "settings": self.settings}, indent=1) + "\n"
+        text = json.dumps({"members": self.ensemble.identity(), "settings": self.settings}, indent=1) + "\n"
         if mark.is_file():
             if mark.read_text(encoding="utf-8") != text:
                 rule = "the folder is of another ensemble or other settings: remove it, or choose another"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 
 from .cases import Case, InputError, case_name
 from .conversions import class_probabilities, region_probabilities
-from .labelling import discretise_classes, remove_small_components
+from .labelling import as_bytes, discretise_classes, remove_small_components
 from .labels import CHANNELS, mapped
 from .regions import CLASSES, VALUES
 from .resume import load_weights
@@ -119,7 +118,7 @@ class FileMember:
         return Path(self.files.format(case=case))
 
     def problems(self, case: str, reference: Any) -> list[Problem]:
-        """Returns what is wrong with the file of a case, from its header and, for label maps, its values."""
+        """Returns what is wrong with the file of a case, from its header and its values."""
         path = self.path(case)
         if not path.is_file():
             return [(case, str(path), f"prediction of member {self.name} is missing")]
@@ -132,7 +131,9 @@ class FileMember:
         if abs(found.affine - reference.affine).max() > 1e-2:
             return [(case, str(path), f"affine of member {self.name} differs from the scan's")]
         if self.predicts != "labels":
-            return []
+            lowest, highest = (float(value) for value in self._scaled(case).aminmax())
+            rule = f"probabilities of member {self.name} must lie between 0 and 1, found {lowest:.3g} to {highest:.3g}"
+            return [] if lowest >= 0 and highest <= 1 + 1e-3 else [(case, str(path), rule)]
         values = set(torch.unique(self._load(path).as_tensor()).tolist())
         known = set(range(len(self.label_order) + 1))
         rule = f"label values of member {self.name} must be among {sorted(known)}, found {sorted(values)[:10]}"
@@ -140,14 +141,17 @@ class FileMember:
 
     def probabilities(self, case: str, shape: Sequence[int]) -> torch.Tensor:
         """Returns class probabilities `(1, 4, H, W, D)` of a case whose scan is `(H, W, D)`."""
-        volume = self._load(self.path(case)).as_tensor()
         if self.predicts == "labels":
-            label = mapped(volume, self.label_order)
+            label = mapped(self._load(self.path(case)).as_tensor(), self.label_order)
             return torch.stack([label == value for value in VALUES])[None].float()
-        whole_numbers = nibabel.load(self.path(case)).get_data_dtype().kind in "iu"
-        scaled = volume.float() / (255 if whole_numbers else 1)
+        scaled = self._scaled(case)
         channels = (scaled if scaled.shape[1:] == tuple(shape) else scaled.movedim(-1, 0))[None]
         return class_probabilities(channels) if self.predicts == "regions" else channels
+
+    def _scaled(self, case: str) -> torch.Tensor:
+        """Probabilities as their file has them, integers divided by 255."""
+        whole_numbers = nibabel.load(self.path(case)).get_data_dtype().kind in "iu"
+        return self._load(self.path(case)).as_tensor().float() / (255 if whole_numbers else 1)
 
     def identity(self) -> dict[str, str]:
         """Returns what tells these predictions from others."""
@@ -209,9 +213,9 @@ class Ensemble(nn.Module):
             total += contribution(member(scan))
         return total
 
-    def identity(self) -> str:
-        """Returns what tells this ensemble from others, as text."""
-        return json.dumps([member.identity() for member in self.members])
+    def identity(self) -> list[dict[str, str]]:
+        """Returns what tells this ensemble from others."""
+        return [member.identity() for member in self.members]
 
 
 def contribution(classes: torch.Tensor) -> torch.Tensor:
@@ -255,7 +259,7 @@ class EnsembleLabeld(MapTransform):
             votes = torch.cat([count - tumour.sum(1, keepdim=True), tumour], 1)  # equal ones stay equal
             mean = votes / count
             disagreement = (1 - impurity / count - mean.square().sum(1, keepdim=True)).clamp(min=0)
-            soft = (255 * region_probabilities(mean)).round().clamp(0, 255).to(torch.uint8)
+            soft = as_bytes(region_probabilities(mean))
             label = self._cleaned(discretise_classes(votes[0]), voxel=float(sums.pixdim.prod()))
             made = {key: label[None], "soft": soft[0], "disagreement": disagreement[0]}
             item |= {name: MetaTensor(volume, meta=sums.meta) for name, volume in made.items()}

@@ -15,7 +15,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor, optional_import
 
 from .regions import VALUES
 
-__all__ = ["LabelRegionsd", "discretise_classes", "label_regions", "remove_small_components"]
+__all__ = ["LabelRegionsd", "as_bytes", "discretise_classes", "label_regions", "remove_small_components"]
 
 ndimage, _ = optional_import("scipy.ndimage")
 
@@ -87,6 +87,11 @@ def discretise_classes(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.tensor(VALUES, dtype=torch.uint8, device=plain.device)[plain.max(0).indices]
 
 
+def as_bytes(probabilities: torch.Tensor) -> torch.Tensor:
+    """Returns probabilities of any shape as 0 to 255, uint8, as files hold them."""
+    return (255 * probabilities).round().clamp(0, 255).to(torch.uint8)
+
+
 class LabelRegionsd(MapTransform):
     """Makes label maps of region probabilities: `label_regions`, then `remove_small_components`.
 
@@ -96,6 +101,7 @@ class LabelRegionsd(MapTransform):
         threshold: a probability must exceed it.
         minimum_enhancing: volume in mm³ that enhancing tumour must exceed.
         fraction: of all foreground that a component must have at least.
+        soft: whether the probabilities are kept, under `soft`, `as_bytes`.
     """
 
     def __init__(
@@ -105,11 +111,13 @@ class LabelRegionsd(MapTransform):
         threshold: float = 0.5,
         minimum_enhancing: float = 32.0,
         fraction: float = 0.1,
+        soft: bool = False,
     ) -> None:
         super().__init__(keys)
         self.threshold = threshold
         self.minimum_enhancing = minimum_enhancing
         self.fraction = fraction
+        self.soft = soft
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with label maps for probabilities."""
@@ -123,5 +131,7 @@ class LabelRegionsd(MapTransform):
                 voxel_volume=math.prod(probabilities.pixdim.tolist()),
             )
             label = remove_small_components(label, fraction=self.fraction)
+            if self.soft:
+                item["soft"] = convert_to_dst_type(as_bytes(probabilities), probabilities, dtype=torch.uint8)[0]
             item[key] = convert_to_dst_type(label[None], probabilities, dtype=torch.uint8)[0]
         return item
