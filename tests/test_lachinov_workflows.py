@@ -138,6 +138,23 @@ def test_saved_probabilities_are_a_member_of_an_ensemble(phantoms: NamedPath, fo
     assert (label != again).mean() < 0.01
 
 
+@pytest.mark.parametrize("workflow", ["ensemble_inference", "ensemble_evaluate", "annotate"])
+def test_absent_file_of_a_member_is_named_before_the_first_case(
+    workflow: str, phantoms: NamedPath, folder: Path, tmp_path: Path
+) -> None:
+    file = {
+        "_target_": "lachinov_distillation.ensemble.FileMember",
+        "name": "other",
+        "files": f"{tmp_path}/{{case}}.nii.gz",
+        "predicts": "labels",
+    }
+    with pytest.raises(RuntimeError) as caught:
+        run(BUNDLE, workflow, data=phantoms(BUNDLE), folder=folder, members=["@unet", file])
+    message = str(caught.value.__cause__)
+    assert "PHANTOM_003.nii.gz: prediction of member other is missing" in message
+    assert not (folder / "eval").exists()
+
+
 def test_student_of_one_sequence(phantoms: NamedPath, tmp_path: Path) -> None:
     """Other files are not there."""
     data = copy(phantoms(BUNDLE), tmp_path / "data")
