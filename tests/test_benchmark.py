@@ -136,44 +136,50 @@ def test_timed_tells_waiting_from_computing() -> None:
     assert waited.cpu < 0.04
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on the CPU needs Linux")
-def test_peak_memory_counts_own_state_and_the_peak_of_a_unit_but_no_inputs() -> None:
-    mebibyte = 2**20
-    inputs = np.ones(64 * mebibyte, dtype=np.uint8)
+def peaks_in_a_fresh_process(settings: str) -> list[float]:
+    """Returns the peak memory of every one of the `settings` that a script makes, in MiB.
 
-    def blocks(count: int) -> list[Any]:
-        return [np.ones(mebibyte, dtype=np.uint8) for _ in range(count)]
-
-    def holding(state: int, transient: int) -> Setting:
-        def prepare() -> Callable[[], int]:
-            held = blocks(state)
-            return lambda: int(blocks(transient)[-1][0] * held[-1][0] * inputs[0])
-
-        return Setting(prepare=prepare)
-
-    [result] = measure([row(plain=holding(40, 8), lavish=holding(80, 100), lean=holding(1, 40))], device=CPU, repeats=1)
-    peaks = {name: (figures.peak_bytes or 0) / mebibyte for name, figures in result.settings.items()}
-    assert peaks == pytest.approx({"plain": 48, "lavish": 180, "lean": 41}, abs=4)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on the CPU needs Linux")
-def test_peak_memory_leaves_out_what_was_freed_before_the_peak() -> None:
-    # In a process of its own, because the heap of this one has the holes of the other tests.
-    script = """
+    In a process of its own, because the heap of this one has the holes of the other tests.
+    """
+    script = f"""
 import numpy, torch
 from tools.benchmark import Row, Setting, measure
-
-def unit():
-    return [sum(int(block[0]) for block in [numpy.ones(size, numpy.uint8) for _ in range(count)])
-            for count, size in ((1, 20 * 2**20), (30, 2**20), (1, 40 * 2**20))]
-
-setting = Setting(prepare=lambda: unit)
-row = Row(name="toy", unit="", settings={"plain": setting, "same": setting}, work=0)
+{settings}
+row = Row(name="toy", unit="", settings=settings, work=0)
 for figures in measure([row], device=torch.device("cpu"), repeats=1)[0].settings.values():
     print(figures.peak_bytes / 2**20)
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
-    assert [float(line) for line in run.stdout.split()] == pytest.approx([40, 40], abs=4)
+    return [float(line) for line in run.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on the CPU needs Linux")
+def test_peak_memory_counts_own_state_and_the_peak_of_a_unit_but_no_inputs() -> None:
+    assert peaks_in_a_fresh_process("""
+inputs = numpy.ones(64 * 2**20, dtype=numpy.uint8)
+
+def blocks(count):
+    return [numpy.ones(2**20, dtype=numpy.uint8) for _ in range(count)]
+
+def holding(state, transient):
+    def prepare():
+        held = blocks(state)
+        return lambda: int(blocks(transient)[-1][0] * held[-1][0] * inputs[0])
+    return Setting(prepare=prepare)
+
+settings = {"plain": holding(40, 8), "lavish": holding(80, 100), "lean": holding(1, 40)}
+""") == pytest.approx([48, 180, 41], abs=4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory on the CPU needs Linux")
+def test_peak_memory_leaves_out_what_was_freed_before_the_peak() -> None:
+    assert peaks_in_a_fresh_process("""
+def unit():
+    return [sum(int(block[0]) for block in [numpy.ones(size, numpy.uint8) for _ in range(count)])
+            for count, size in ((1, 20 * 2**20), (30, 2**20), (1, 40 * 2**20))]
+
+settings = dict.fromkeys(("plain", "same"), Setting(prepare=lambda: unit))
+""") == pytest.approx([40, 40], abs=4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
