@@ -1,0 +1,77 @@
+"""Checks of scans, labels and soft labels before a run; `cases.check_cases` makes them while it reads the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from monai.data import MetaTensor
+
+from .cases import Case, InputError, check_cases
+from .soft_labels import Transform, grid_of, problem_of_soft_labels
+
+__all__ = ["check_classes", "check_scans"]
+
+
+def check_classes(label_groups: Sequence[Sequence[int]], **lists: Sequence[float]) -> None:
+    """Checks what the classes are.
+
+    Args:
+        label_groups: for each class the values that label maps have for it; the first is background.
+        lists: names from the config and values, of which each class must have one.
+
+    Raises:
+        InputError: when there are fewer than two classes, one has no value, a value is in two, or a list has another
+            length.
+    """
+    count = len(label_groups)
+    values = [value for group in label_groups for value in group]
+    problems = [("", name, f"must have one entry for each of {count} classes, got {list(entries)}")
+                for name, entries in lists.items() if len(entries) != count]  # fmt: skip
+    if count < 2 or not all(label_groups) or len(set(values)) < len(values):
+        rule = f"must be two groups or more of different label values, got {[list(group) for group in label_groups]}"
+        problems.append(("", "label_groups", rule))
+    if problems:
+        raise InputError(problems)
+
+
+def check_scans(
+    splits: Sequence[Sequence[Case]],
+    *,
+    spatial: Transform,
+    label_groups: Sequence[Sequence[int]] | None = None,
+    labels: bool = True,
+) -> None:
+    """Checks every file that a run will read, see `cases.check_cases`.
+
+    Args:
+        splits: lists of cases `{"case", "image", "label", "soft"}`, the last two if any; none may be empty.
+        spatial: what brings images and labels on the grid that networks see, and soft labels must have.
+        label_groups: for each class the values that label maps have for it.
+        labels: whether the cases have label maps.
+
+    Raises:
+        InputError: as `check_cases`, and when a voxel has no size, or soft labels are of another grid, have other
+            channels than there are classes, or do not sum to one.
+    """
+
+    def further(case: Case, volumes: Mapping[str, MetaTensor]) -> Iterator[tuple[str, str]]:
+        image = volumes["image"]
+        spacing = torch.as_tensor(image.affine)[:3, :3].norm(dim=0).tolist()  # pixdim takes 0 for 1
+        if not all(math.isfinite(size) and size > 1e-6 for size in spacing):
+            yield "image", f"voxels must have a size along every axis, the header says {spacing} mm"
+        elif case.get("soft"):
+            affine = torch.as_tensor(image.affine)
+            grid = grid_of(spatial, shape=image.shape, affine=affine)
+            classes = len(label_groups or [])
+            if problem := problem_of_soft_labels(case["soft"], classes=classes, grid=grid):
+                yield "soft", problem
+
+    check_cases(
+        splits,
+        label="label" if labels else None,
+        label_values=[[value for group in label_groups or [] for value in group]],
+        foreground=labels,
+        further=further,
+    )

@@ -1,0 +1,218 @@
+# Identical in every bundle; python -m tools check compares the copies.
+"""Training runs that survive being killed: state after every epoch, randomness tied to the epoch, best weights kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import Checkpoint
+from monai.data.utils import set_rnd
+from torch import nn
+
+from .cases import InputError
+
+__all__ = ["BestModel", "TrainingState", "load_weights", "save_atomically"]
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Anything that can hand out its state and take it back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Restores the state."""
+        ...
+
+
+def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
+    """Saves `content` so that `path` holds either the old or the new file, whenever the process dies."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def _copy_atomically(source: Path, target: Path) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        rule = f"cannot be read as a file of tensors: damaged or of another kind ({type(error).__name__})"
+        raise InputError([("", str(path), rule)]) from error
+
+
+def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+    """Returns `network` with the weights of `path`, a flat state dict that fits exactly.
+
+    Raises:
+        InputError: when there is no such file, it is damaged or no flat state dict, or names or shapes differ (the
+            message lists them).
+    """
+    if not Path(path).is_file():
+        raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
+    found = _read(Path(path))
+    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise InputError([("", str(path), "is no flat state dict of tensors")])
+    expected = network.state_dict()
+    wrong = [f"missing {name}" for name in expected.keys() - found.keys()]
+    wrong += [f"unknown {name}" for name in found.keys() - expected.keys()]
+    wrong += [
+        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected.keys() & found.keys()
+        if found[name].shape != expected[name].shape
+    ]
+    if wrong:
+        kind = type(network).__name__
+        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in sorted(wrong)[:20])
+    network.load_state_dict(found)
+    return network
+
+
+class BestModel:
+    """Handler for a validator: keeps the weights of the best validation as a flat state dict.
+
+    Weights of an earlier run that lie at `path` are kept beside it as `<name>_previous.pt`.
+
+    Args:
+        network: network whose weights are saved.
+        path: file that always holds the best weights so far.
+        or_equal: whether weights that are as good replace those before them.
+    """
+
+    def __init__(self, network: nn.Module, path: str, *, or_equal: bool = False) -> None:
+        self.network = network
+        self.path = Path(path)
+        self.or_equal = or_equal
+        self.best = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to `engine`, whose `state.key_metric_name` names the metric to maximise."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Saves the weights when the key metric of this validation is the best of the run."""
+        value = float(engine.state.metrics[engine.state.key_metric_name])
+        if not (value >= self.best if self.or_equal else value > self.best):
+            return
+        if self.best == -math.inf and self.path.is_file() and idist.get_rank() == 0:
+            _copy_atomically(self.path, self.path.with_name(f"{self.path.stem}_previous.pt"))
+        self.best = value
+        if idist.get_rank() == 0:
+            network = getattr(self.network, "module", self.network)
+            save_atomically(network.state_dict(), self.path)
+            logger.info("New best %s %.4f, saved to %s", engine.state.key_metric_name, value, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the best value so far."""
+        self.best = state["best"]
+
+
+class TrainingState:
+    """Handler for a trainer: saves the whole training state after every epoch and resumes from it.
+
+    Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its
+    state. Randomness is a function of `seed` and the epoch: a resumed run draws what the uninterrupted one would have
+    drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new run starts;
+    that of a run on another number of cases is set aside as `<name>_previous.pt`.
+
+    Args:
+        path: the state file.
+        objects: what to save beside the trainer itself (its epoch, and its gradient scaler under AMP).
+        dataset: training data set, whose random transforms are seeded anew at every epoch.
+        seed: base seed.
+    """
+
+    def __init__(self, path: str, objects: Mapping[str, Stateful], *, dataset: Any, seed: int) -> None:
+        self.path = Path(path)
+        self.objects = dict(objects)
+        self.dataset = dataset
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the trainer.
+
+        Raises:
+            InputError: when the training data do not fill one batch.
+        """
+        if not engine.state.epoch_length:
+            raise InputError([("", "batch_size", "there are fewer training cases than one batch takes")])
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def _all_objects(self, engine: Engine) -> dict[str, Stateful]:
+        scaler = getattr(engine, "scaler", None)
+        return self.objects | {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
+
+    def restore(self, engine: Engine) -> None:
+        """Loads the state file if there is one of an unfinished run on as many cases.
+
+        Raises:
+            InputError: when the file is damaged, or that run trained another network or in another way.
+        """
+        if not self.path.is_file():
+            return
+        state = _read(self.path)
+        epoch = state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
+        max_epochs = engine.state.max_epochs
+        if epoch >= max_epochs:
+            logger.info("%s: that run is finished after %d epochs, a new one starts", self.path, epoch)
+            return
+        if state["trainer"]["epoch_length"] != engine.state.epoch_length:
+            kept = self.path.with_name(f"{self.path.stem}_previous.pt")
+            logger.warning(
+                "%s is of a run on another number of cases: a new run starts, it is kept as %s", self.path, kept
+            )
+            if idist.get_rank() == 0:
+                self.path.replace(kept)
+            return
+        try:
+            Checkpoint.load_objects(to_load=self._all_objects(engine), checkpoint=state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            rule = "is of a run with another network or other settings: remove it, or choose another folder"
+            raise InputError([("", str(self.path), rule)]) from error
+        engine.state.max_epochs = max_epochs
+        logger.info("Resumed from %s after epoch %d", self.path, epoch)
+
+    def seed_epoch(self, engine: Engine) -> None:
+        """Seeds everything random in this epoch."""
+        seed = self.seed + engine.state.epoch
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        set_rnd(self.dataset, seed + 10_000 * idist.get_rank())
+        sampler = engine.data_loader.sampler
+        if hasattr(sampler, "set_epoch"):  # a distributed sampler shuffles by epoch
+            sampler.set_epoch(engine.state.epoch)
+
+    def save(self, engine: Engine) -> None:
+        """Saves the state of all objects, from the first process only."""
+        if idist.get_rank() == 0:
+            state = {}
+            for name, item in self._all_objects(engine).items():
+                state[name] = getattr(item, "module", item).state_dict()
+            save_atomically(state, self.path)

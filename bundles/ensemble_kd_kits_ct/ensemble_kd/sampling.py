@@ -1,0 +1,296 @@
+"""Training batches of patches that show the classes in chosen shares (Noothout et al. 2022)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import BorderPad, MapTransform, Randomizable
+from monai.utils import MAX_SEED
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+from tqdm import tqdm
+
+from .cases import InputError
+from .rotation import rotate, rotate_cubes, surround
+from .windows import CRITERIA, WindowTable, rules_broken_by, window_shape
+
+__all__ = ["PadSmalld", "PatchBatches", "class_shares", "cut"]
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+Kind = tuple[int, bool]
+Row = tuple[int, int | None, WindowTable]
+Place = tuple[int, int | None, tuple[int, int, int]]
+INTERPOLATIONS = ("linear", "spline")
+
+
+def class_shares(ratios: Sequence[float], num_classes: int) -> list[float]:
+    """Returns the share of the patches drawn for each class, in sum 1.
+
+    Of two classes the first has the first ratio and the second all others, as in the reference, where 5, 3, 2 halves
+    the patches between them.
+
+    Raises:
+        InputError: when there are not as many ratios as classes (of two classes: fewer), or a ratio is negative, or
+            none is above 0.
+    """
+    if len(ratios) < num_classes or (len(ratios) > num_classes and num_classes != 2):
+        raise InputError([("", "ratios", f"there must be one for each of {num_classes} classes, got {list(ratios)}")])
+    if min(ratios) < 0 or not sum(ratios) > 0:
+        raise InputError([("", "ratios", f"must be 0 or more, and one of them above 0, got {list(ratios)}")])
+    last = num_classes - 1
+    return [ratio / sum(ratios) for ratio in (*ratios[:last], sum(ratios[last:]))]
+
+
+def cut(volume: Array, target: Array, *, corner: Sequence[int]) -> None:
+    """Copies a box of a volume `(C, H, W, D)` into `target` `(C, h, w, d)`, which is kept where the volume ends.
+
+    Args:
+        volume: where the box is cut from; it must reach into it.
+        target: what is written to.
+        corner: first voxel of the box in the volume, negative before its borders.
+    """
+    inner, outer = [slice(None)], [slice(None)]
+    for first, edge, size in zip(corner, target.shape[1:], volume.shape[1:], strict=True):
+        start, stop = max(first, 0), min(first + edge, size)
+        inner.append(slice(start - first, stop - first))
+        outer.append(slice(start, stop))
+    target[tuple(inner)] = volume[tuple(outer)]
+
+
+class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
+    """Data set of whole batches; for a `DataLoader` with `batch_size=None`.
+
+    For each patch a class is drawn by `ratios`, then case and axis, uniform over those that have an acceptable window,
+    then the window, uniform over all of them, see `WindowTable`. The reference draws case and axis first and then tries
+    windows until one is acceptable, for ever where there is none. Patches are rotated in their plane by angles from a
+    normal distribution, cubes in one of the three planes; labels are cut with their surroundings before, so that
+    rotation brings no background into them.
+
+    Batch i depends on i and on the seed that `set_random_state` was last given in the main process, not on workers.
+
+    Args:
+        volumes: cases with `image` `(1, H, W, D)`, `label` `(1, H, W, D)` of classes, perhaps `soft` `(C, H, W, D)`,
+            probabilities of the classes, on the CPU, and perhaps the name `case`. They are read once here, for the
+            tables of windows, and then for each batch.
+        batch_size: B.
+        length: batches in an epoch.
+        num_classes: C.
+        window: edge of the label's window in voxels.
+        margin: how many voxels farther the image reaches on each side.
+        axes: spatial axes across which slices are cut; `None` for cubes.
+        criterion: where the class must be found, one of `CRITERIA`.
+        ratios: see `class_shares`.
+        full_background: p percent of the patches drawn for class 0 hold nothing else, none of the others does; exactly
+            (p - 1) / 99 for a whole p from 1.
+        rotation: standard deviation of the angle in degrees, 0 for none.
+        interpolation: of rotated images, `linear` or, as in the reference and some six times slower, cubic `spline`;
+            labels take the nearest voxel, soft labels are interpolated linearly.
+
+    Raises:
+        InputError: when a setting is out of its range, volumes of a case do not fit each other or the window, labels
+            are no classes, soft labels no probabilities, or no case has a window of a class that is drawn.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Mapping[str, Any]],
+        *,
+        batch_size: int,
+        length: int,
+        num_classes: int,
+        window: int,
+        margin: int = 0,
+        axes: Sequence[int] | None = (0, 1, 2),
+        criterion: str = "entire-sample-area",
+        ratios: Sequence[float] = (5, 3, 2),
+        full_background: float = 0,
+        rotation: float = 10.0,
+        interpolation: str = "linear",
+    ) -> None:
+        self.volumes = volumes
+        self.batch_size, self.length, self.num_classes = batch_size, length, num_classes
+        self.window, self.margin = window, margin
+        self.axes = (None,) if axes is None else tuple(axes)
+        self.criterion = criterion
+        self.full_background = full_background
+        self.rotation, self.interpolation = rotation, interpolation
+        problems = [("", name, rule) for name, rule in self._broken_settings()]
+        if problems:
+            raise InputError(problems)
+        self.shares = class_shares(ratios, num_classes)
+        self.keys = ("image", "label", "soft") if len(volumes) and "soft" in volumes[0] else ("image", "label")
+        # Beyond the surroundings of the window nothing turns into it; beyond the image labels are mirrored as it is.
+        self.label_margin = min(margin, surround(window)) if rotation else 0
+        self.tables = self._find_windows()
+        self.set_random_state()
+
+    def _broken_settings(self) -> Iterator[tuple[str, str]]:
+        limits = {"batch_size": 1, "length": 1, "num_classes": 2, "window": 1, "margin": 0, "rotation": 0}
+        for name, least in limits.items():
+            if getattr(self, name) < least:
+                yield name, f"must be {least} or more, got {getattr(self, name)}"
+        if not 0 <= self.full_background <= 100:
+            yield "full_background", f"must be a percentage, 0 to 100, got {self.full_background}"
+        if self.axes != (None,) and not (self.axes and set(self.axes) <= {0, 1, 2}):
+            yield "axes", f"must be among 0, 1 and 2, got {list(self.axes)}"
+        if self.criterion not in CRITERIA:
+            yield "criterion", f"must be one of {', '.join(CRITERIA)}, got {self.criterion}"
+        if self.interpolation not in INTERPOLATIONS:
+            yield "interpolation", f"must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation}"
+        if not len(self.volumes):
+            yield "volumes", "there is no case"
+
+    def _find_windows(self) -> dict[Kind, list[Row]]:
+        """Checks all cases and returns the tables that are not empty, for each kind of patch that is drawn."""
+        kinds = [(index, False) for index, share in enumerate(self.shares) if share]
+        if self.shares[0]:
+            mixed, pure = self.full_background <= 99, self.full_background > 1
+            kinds = [(0, True)] * pure + kinds[not mixed :]
+        found: dict[Kind, list[Row]] = {kind: [] for kind in kinds}
+        needed = np.max([window_shape(self.window, axis) for axis in self.axes], axis=0).tolist()
+        names, problems = [], []
+        for case in tqdm(range(len(self.volumes)), "Finding windows", unit="case"):
+            item = self.volumes[case]
+            names.append(str(item.get("case", case)))
+            broken = list(rules_broken_by(item, self.keys, num_classes=self.num_classes, needed=needed))
+            problems += [(names[-1], key, rule) for key, rule in broken]
+            if broken:
+                continue
+            label = np.asarray(item["label"])[0]
+            for (required, full), axis in product(kinds, self.axes):
+                table = WindowTable(
+                    label, self.window, axis=axis, criterion=self.criterion, required=required, full=full
+                )
+                if len(table):
+                    found[required, full].append((case, axis, table))
+        if problems:
+            raise InputError(problems)
+        _report_missing(found, names)
+        return found
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PatchBatches:
+        """Sets the seed that batches are drawn by; in a worker of a `DataLoader` it stays that of the main process."""
+        if get_worker_info() is None:
+            super().set_random_state(seed, state)
+            self.seed = int(self.R.randint(MAX_SEED, dtype=np.uint32))
+        return self
+
+    def __len__(self) -> int:
+        """Returns the number of batches in an epoch."""
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Returns batch `index` of the epoch.
+
+        Returns:
+            `image` `(B, 1, h, w)`, float32, with h = w = `window` + 2 `margin`, 0 outside the volume; `label`
+            `(B, 1, h, w)`, int64, with h = w = `window`; `soft` `(B, C, h, w)`, float32, like the label, in sum 1 over
+            the classes, all class 0 outside the volume. Cubes `(B, C, h, w, d)` likewise.
+
+        Raises:
+            IndexError: when the epoch has not so many batches.
+        """
+        if not 0 <= index < self.length:
+            raise IndexError(f"batch {index} of {self.length}")
+        generator = np.random.default_rng((self.seed, index))
+        batch = self._cut(self._draw(generator))
+        if self.rotation:
+            batch = self._rotated(batch, generator)
+        if "soft" in batch:
+            batch["soft"] /= batch["soft"].sum(1, keepdim=True)
+        return {**batch, "label": batch["label"].long()}
+
+    def _draw(self, generator: np.random.Generator) -> list[Place]:
+        """Draws class, case, axis and window of each patch."""
+        classes = generator.choice(self.num_classes, self.batch_size, p=self.shares)
+        full = (classes == 0) & (generator.integers(1, 100, self.batch_size) < self.full_background)
+        places = []
+        for kind in zip(classes.tolist(), full.tolist(), strict=True):
+            rows = self.tables[kind]
+            case, axis, table = rows[int(generator.integers(len(rows)))]
+            places.append((case, axis, table.draw(generator)))
+        return places
+
+    def _cut(self, places: Sequence[Place]) -> dict[str, torch.Tensor]:
+        """Cuts the patches, labels with the surroundings that rotation turns into the window."""
+        items = {case: self.volumes[case] for case in {case for case, _, _ in places}}
+        batch = {}
+        for key in self.keys:
+            margin = self.margin if key == "image" else self.label_margin
+            edges = [self.window + 2 * margin] * (3 if self.axes == (None,) else 2)
+            patches = np.zeros((len(places), self.num_classes if key == "soft" else 1, *edges), np.float32)
+            if key == "soft":
+                patches[:, 0] = 1
+            volumes = {case: np.asarray(item[key]) for case, item in items.items()}
+            for patch, (case, axis, corner) in zip(patches, places, strict=True):
+                target = patch if axis is None else patch[(slice(None),) * (axis + 1) + (None,)]
+                first = [place - margin * (along != axis) for along, place in enumerate(corner)]
+                cut(volumes[case], target, corner=first)
+            batch[key] = torch.from_numpy(patches)
+        return batch
+
+    def _rotated(self, batch: Mapping[str, torch.Tensor], generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        angles = torch.from_numpy(generator.normal(0, self.rotation, self.batch_size))
+        modes = {"image": self.interpolation, "label": "nearest", "soft": "linear"}
+        sizes = {key: None if key == "image" else self.window for key in batch}
+        if self.axes != (None,):
+            return {key: rotate(patches, angles, size=sizes[key], mode=modes[key]) for key, patches in batch.items()}
+        fixed = torch.from_numpy(generator.integers(3, size=self.batch_size))
+        return {
+            key: rotate_cubes(patches, angles, fixed=fixed, size=sizes[key], mode=modes[key])
+            for key, patches in batch.items()
+        }
+
+
+def _report_missing(found: Mapping[Kind, Sequence[Row]], names: Sequence[str]) -> None:
+    """Warns of cases without a window of some class; none at all is an error."""
+    problems = []
+    for (required, full), rows in found.items():
+        what = f"class {required}" + " alone" * full
+        if not rows:
+            problems.append(("", "ratios", f"patches of {what} are asked for, but no case has a window of them"))
+        having = {case for case, _, _ in rows}
+        lacking = [name for case, name in enumerate(names) if case not in having]
+        if lacking:
+            logger.warning("No window of %s in %d case(s): %s", what, len(lacking), ", ".join(lacking))
+    if problems:
+        raise InputError(problems)
+
+
+class PadSmalld(MapTransform):
+    """Pads the volumes of a case by `window // 2` voxels on all six sides when one of its axes is below the window.
+
+    Images and labels become 0 there, soft labels 1 for class 0 and 0 for the others.
+
+    Args:
+        keys: volumes `(C, H, W, D)` on one grid.
+        window: edge of the label's window in voxels.
+        soft_key: which of the volumes holds soft labels, if it is there.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, window: int, *, soft_key: str = "soft", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.window = window
+        self.soft_key = soft_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with its volumes padded if they are small."""
+        item = dict(data)
+        pad = BorderPad(self.window // 2)
+        for key in self.key_iterator(item):
+            if min(item[key].shape[1:]) < self.window:
+                outside = 1 - pad(torch.ones_like(torch.as_tensor(item[key][:1])))[0]
+                item[key] = pad(item[key])
+                if key == self.soft_key:
+                    item[key][0] += outside
+        return item

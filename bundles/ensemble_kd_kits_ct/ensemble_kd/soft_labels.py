@@ -1,0 +1,164 @@
+"""Soft labels on disk: one 4D NIfTI for each case, a channel for each class, on the grid that networks see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple
+
+from .cases import InputError
+
+__all__ = ["LoadSoftLabelsd", "SaveMapsd", "grid_of", "problem_of_soft_labels"]
+
+STEPS = {"uint8": 255, "uint16": 65535}  # what stands for 1; NIfTI has no half-precision floats
+TOLERANCE = 0.02  # of a sum; 8-bit files round each class by 1/510
+
+Case = Mapping[str, Any]
+Transform = Callable[[dict[str, Any]], Mapping[Hashable, Any]]
+
+
+class SaveMapsd(MapTransform):
+    """Saves maps `(C, H, W, D)` on their own grid; a file is there complete or not at all.
+
+    The axes of a file are H, W, D and, with more than one channel, C. Label maps are stored as they are; probabilities
+    that are stored as whole numbers, with the scale factor that makes them probabilities again.
+
+    Args:
+        keys: the maps.
+        file: from a case's name and a kind to the path, for example `annotation.Annotation.file`.
+        kinds: what they are in the files' names, by default what their keys are.
+        dtype: of maps that are no label maps: `float32`, `uint16` (half its size, exact to 8e-6) or `uint8` (a quarter,
+            to 2e-3); for each key or for all.
+
+    Raises:
+        InputError: when the dtype is another.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        file: Callable[[str, str], Path],
+        kinds: KeysCollection | None = None,
+        dtype: str | Sequence[str] = "float32",
+    ) -> None:
+        super().__init__(keys)
+        self.file = file
+        self.kinds = [str(kind) for kind in ensure_tuple(self.keys if kinds is None else kinds)]
+        self.dtypes = [dtype] * len(self.keys) if isinstance(dtype, str) else list(dtype)
+        if unknown := sorted(set(self.dtypes) - {"float32", *STEPS}):
+            raise InputError([("", "soft_dtype", f"must be float32, uint16 or uint8, got {unknown[0]}")])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` as it is.
+
+        Raises:
+            OSError: when a file cannot be written; nothing of it is left.
+        """
+        item = dict(data)
+        for key, kind, dtype in self.key_iterator(item, self.kinds, self.dtypes):
+            volume: MetaTensor = item[key]
+            values = volume.as_tensor().movedim(0, -1).cpu().numpy()
+            _write(values[..., 0] if values.shape[-1] == 1 else values, volume, dtype, self.file(item["case"], kind))
+        return item
+
+
+def _write(values: np.ndarray, volume: MetaTensor, dtype: str, path: Path) -> None:
+    step = STEPS.get(dtype) if values.dtype.kind == "f" else None
+    stored = values if step is None else np.rint(values * step).astype(dtype)
+    image = nibabel.Nifti1Image(stored, volume.affine.cpu().double().numpy())
+    if step is not None:
+        image.header.set_slope_inter(1 / step, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")  # the format goes by the ending
+    try:
+        nibabel.save(image, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class LoadSoftLabelsd(MapTransform):
+    """Loads the soft labels of a case as `(C, H, W, D)`, float32, on the grid of its image.
+
+    Args:
+        keys: paths of soft labels; a case without is passed over.
+        image_key: the image, already on the grid that networks see.
+    """
+
+    def __init__(self, keys: KeysCollection, *, image_key: str = "image") -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with the loaded maps.
+
+        Raises:
+            InputError: when the file is of another grid.
+        """
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image: MetaTensor = item[self.image_key]
+            file = nibabel.load(item[key])
+            grid = tuple(image.shape[1:]), image.affine
+            if problem := _problem_of_grid(file.shape[:3], file.affine, grid=grid):
+                raise InputError([(str(item.get("case", "")), str(item[key]), problem)])
+            values = torch.from_numpy(np.asarray(file.dataobj, dtype=np.float32)).movedim(-1, 0).contiguous()
+            item[key] = MetaTensor(values, affine=image.affine)
+        return item
+
+
+def grid_of(
+    transform: Transform, *, shape: Sequence[int], affine: torch.Tensor
+) -> tuple[tuple[int, ...], torch.Tensor]:
+    """Returns shape and affine that a chain of spatial transforms gives an image `(H, W, D)`, without its voxels.
+
+    Args:
+        transform: dictionary transform of `image` and `label`.
+        shape: size of the image.
+        affine: `(4, 4)` of the image.
+    """
+    empty = MetaTensor(torch.zeros(1).expand(1, *shape), affine=affine)
+    image = transform({"image": empty, "label": empty})["image"]
+    return tuple(image.shape[1:]), image.affine
+
+
+def problem_of_soft_labels(path: str | Path, *, classes: int, grid: tuple[Sequence[int], torch.Tensor]) -> str | None:
+    """Returns the rule that a file of soft labels breaks, or `None`.
+
+    Args:
+        path: the file.
+        classes: how many channels it must have.
+        grid: shape and affine that it must have.
+    """
+    try:
+        file = nibabel.load(path)
+        values = np.asarray(file.dataobj, dtype=np.float32)
+    except Exception as error:
+        return f"soft labels cannot be read ({type(error).__name__}: {error})"
+    if values.ndim != 4 or values.shape[-1] != classes:
+        return f"soft labels must have {classes} channels on their fourth axis, their shape is {values.shape}"
+    if problem := _problem_of_grid(values.shape[:3], file.affine, grid=grid):
+        return problem
+    lowest, highest, sums = float(values.min()), float(values.max()), values.sum(-1)
+    if not (lowest >= 0 and highest <= 1 + TOLERANCE):
+        return f"soft labels must lie between 0 and 1, found {lowest:.3g} to {highest:.3g}"
+    worst = float(sums.flat[np.abs(sums - 1).argmax()])
+    return None if abs(worst - 1) <= TOLERANCE else f"soft labels must sum to 1 in every voxel, found {worst:.3g}"
+
+
+def _problem_of_grid(
+    shape: Sequence[int], affine: np.ndarray, *, grid: tuple[Sequence[int], torch.Tensor]
+) -> str | None:
+    if tuple(shape) != tuple(grid[0]):
+        return f"soft labels are of another grid: shape {tuple(shape)} instead of {tuple(grid[0])}"
+    off = float(np.abs(affine - grid[1].cpu().double().numpy()).max())
+    return None if off <= 1e-2 else f"soft labels are of another grid: affine differs by up to {off:.3g} mm"
