@@ -15,7 +15,7 @@ from torch import nn
 
 from ensemble_kd.losses import DistillationLoss, HardLoss
 from ensemble_kd.networks import DilatedCNN, ResNet, UNet
-from tests.ensemble_kd_reference import Array, filled, order, without_dropout
+from tests.ensemble_kd_reference import filled, order, without_dropout
 from tools import REPO
 
 GOLDEN = np.load(REPO / "tests/golden/ensemble_kd_steps.npz")

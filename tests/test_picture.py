@@ -189,6 +189,25 @@ def test_every_prediction_has_its_column_and_scores(tmp_path: Path) -> None:
     assert not changed[:, : 3 * quarter].any()
 
 
+def test_every_map_has_its_column(tmp_path: Path) -> None:
+    """It is black at 0 and bright where it is highest, and no Dice stands above it."""
+    full = block((10, 10, 4), (20, 20, 8))
+    case = make_case(tmp_path / "case", full, spacing=(2, 2, 8))
+    pictures = []
+    for part in (full, block((10, 10, 4), (15, 20, 8))):
+        write_volume(tmp_path / "case/spread.nii.gz", 0.3 * part.astype(np.float32), spacing=(2, 2, 8))
+        maps = {"spread": tmp_path / "case/spread.nii.gz"}
+        pictures.append(imread(overview([case._replace(maps=maps)], tmp_path / "p.png")))
+    assert pictures[0].shape[1] == 4 * PANEL_WIDTH * DPI
+    quarter, heading = pictures[0].shape[1] // 4, round(2 * HEADING * DPI)
+    shown = pictures[0][heading:, 3 * quarter + 20 : -20, :3].sum(-1)
+    assert (shown.min(), shown.max() > 2) == (pytest.approx(0, abs=0.1), True)
+    changed = (pictures[0] != pictures[1]).any(-1)
+    assert changed[heading:, 3 * quarter + 20 :].any()
+    assert not changed[:heading].any()
+    assert not changed[:, : 3 * quarter].any()
+
+
 def test_no_case(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no case to draw"):
         overview([], tmp_path / "p.png")

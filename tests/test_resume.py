@@ -17,7 +17,7 @@ from ignite.engine import Engine
 from torch import nn
 
 from tests.conftest import NAMES, NamedPath, each_bundle, package
-from tests.runs import arguments, copy, each_stage, load, network_of, run, same
+from tests.runs import arguments, cases, copy, each_stage, load, network_of, run, same
 from tools import REPO
 
 resume = importlib.import_module(f"{package(NAMES[0])}.resume")  # identical in every bundle
@@ -131,15 +131,15 @@ def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tiny_weights
 def test_state_of_a_run_on_other_cases_is_set_aside(
     bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
 ) -> None:
-    """A batch of one makes twice as many steps of the same cases: as if there were twice as many."""
+    """A corrected case more, as after a retraining in MONAI Label, is another run, however many batches it makes."""
     copy(tiny_weights(bundle), tmp_path / "models")
+    fewer: dict[str, Any] = {"train#dataset#data": cases(bundle, phantoms(bundle))["training"][:-1]}
     given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
-    run(bundle, "train", max_epochs=1, batch_size=2, **given)
+    run(bundle, "train", max_epochs=1, **fewer, **given)
     first = load(tmp_path / "models/training_state.pt")
-    run(bundle, "train", max_epochs=2, batch_size=1, **given)
+    run(bundle, "train", max_epochs=2, **given)
     assert same(load(tmp_path / "models/training_state_previous.pt"), first)
     trainer = load(tmp_path / "models/training_state.pt")["trainer"]
-    assert trainer["epoch_length"] == 2 * first["trainer"]["epoch_length"]
     assert trainer["iteration"] == 2 * trainer["epoch_length"]
 
 

@@ -198,6 +198,7 @@ def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) 
             _file(files["image"].format(**described[case])),
             _file(files["reference"].format(**described[case])),
             {name: _file(files["prediction"].format(variant=name, **described[case])) for name in variants},
+            {name: _file(pattern.format(**described[case])) for name, pattern in files.get("maps", {}).items()},
         )
         for case, rank in reversed(picked.items())
     ]

@@ -27,12 +27,13 @@ Array = NDArray[Any]
 
 
 class Case(NamedTuple):
-    """The volumes of one case, as NRRD or NIfTI files on one grid; predictions by the heading of their column."""
+    """The volumes of one case, as NRRD or NIfTI files on one grid; predictions and maps by their columns' headings."""
 
     name: str
     image: str | Path
     reference: str | Path
     predictions: Mapping[str, str | Path]
+    maps: Mapping[str, str | Path] = {}
 
 
 class Volumes(NamedTuple):
@@ -41,6 +42,7 @@ class Volumes(NamedTuple):
     image: NDArray[np.float32]
     reference: NDArray[np.int16]
     predictions: dict[str, NDArray[np.int16]]
+    maps: dict[str, NDArray[np.float32]]
     spacing: tuple[float, float, float]
 
     @property
@@ -63,7 +65,8 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
 
     Each plane is the one in which the reference is largest, in radiological orientation. Of a stack of thick slices
     three slices are shown as stored: x to the right, y down. All are cropped to the labels and have true proportions.
-    The columns of predictions repeat the outline of the reference.
+    The columns of predictions repeat the outline of the reference. Maps are shown from 0, black, to their highest
+    value, which stands in the heading of their column.
 
     Args:
         cases: one block of rows each, all with the same predictions. Files with several channels show the first; label
@@ -81,7 +84,7 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
         raise ValueError(f"{path}: no case to draw")
     blocks = [load(case) for case in cases]
     heights = [block_height(volumes) for volumes in blocks]
-    columns = 2 + len(cases[0].predictions)
+    columns = 2 + len(cases[0].predictions) + len(cases[0].maps)
     figure = Figure(figsize=(columns * PANEL_WIDTH, sum(heights) + HEADING), facecolor=PAPER, dpi=DPI)
     head, *parts = figure.subfigures(len(cases) + 1, 1, squeeze=False, height_ratios=[HEADING, *heights]).flat
     head.text(0.012, 0.4, title, color=INK, fontsize=13, fontweight="bold", va="center")
@@ -103,7 +106,9 @@ def load(case: Case) -> Volumes:
     from monai.transforms import LoadImage, Orientation
 
     read = LoadImage(image_only=True, ensure_channel_first=True, simple_keys=True)
-    volumes = [read(str(file)) for file in (case.image, case.reference, *case.predictions.values())]
+    volumes = [
+        read(str(file)) for file in (case.image, case.reference, *case.predictions.values(), *case.maps.values())
+    ]
     if thick_axis(volumes[0].pixdim.tolist()) is None:
         volumes = [Orientation("LPS", labels=None)(volume) for volume in volumes]
     shapes = [tuple(v.shape[1:]) for v in volumes]
@@ -111,11 +116,12 @@ def load(case: Case) -> Volumes:
         raise ValueError(f"{case.name}: image, reference and prediction differ in shape: {shapes}")
     if not all(np.allclose(v.affine, volumes[0].affine, atol=1e-3) for v in volumes):
         raise ValueError(f"{case.name}: image, reference and prediction lie in different places (affine)")
-    image, *masks = (np.asarray(v[0]) for v in volumes)
+    image, *masks = (np.asarray(v[0]) for v in volumes[: 2 + len(case.predictions)])
+    maps = [np.asarray(v[0], dtype=np.float32) for v in volumes[2 + len(case.predictions) :]]
     reference, *predictions = (np.where(m == 255, 1, m).astype(np.int16) for m in masks)
     x, y, z = (float(s) for s in volumes[0].pixdim)
     named = dict(zip(case.predictions, predictions, strict=True))
-    return Volumes(image.astype(np.float32), reference, named, (x, y, z))
+    return Volumes(image.astype(np.float32), reference, named, dict(zip(case.maps, maps, strict=True)), (x, y, z))
 
 
 def thick_axis(spacing: Sequence[float]) -> int | None:
@@ -193,29 +199,35 @@ def draw_case(figure: SubFigure, volumes: Volumes, *, name: str, height: float) 
     middle = 1 - HEADING / height / 2
     figure.text(0.012, middle, name, color=INK, fontsize=10, va="center")
     ratios = [high for _, high in plane_sizes(volumes)]
-    columns = 2 + len(volumes.predictions)
+    columns = 2 + len(volumes.predictions) + len(volumes.maps)
     axes: Array = figure.subplots(len(shown), columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
     figure.subplots_adjust(left=0.03, right=0.988, bottom=0.012, top=1 - HEADING / height, wspace=0.03, hspace=0.05)
     window = np.percentile(volumes.image[box], (1, 99.5))
     arrays: list[Array] = [volumes.image, *volumes.masks]
+    highest = {heading: float(values[box].max()) for heading, values in volumes.maps.items()}
     for row, plane in zip(axes, shown, strict=True):
         cut = tuple(plane.place if i == plane.axis else part for i, part in enumerate(box))
         x, y = others(plane.axis)
         steps = volumes.spacing[x], volumes.spacing[y]
         image, reference, *predictions = (v[cut].T for v in arrays)
-        for panel in row:
-            show(panel, image, steps=steps, window=window, flip=plane.axis == 2 or not plane.letters)
+        flip, after = plane.axis == 2 or not plane.letters, 2 + len(predictions)
+        for panel in row[:after]:
+            show(panel, image, steps=steps, window=window, flip=flip)
+        for panel, (heading, values) in zip(row[after:], volumes.maps.items(), strict=True):
+            window_of_map = np.array([0, highest[heading] or 1])
+            show(panel, values[cut].T, steps=steps, window=window_of_map, flip=flip, colours="inferno")
         outline(row[1], reference, steps=steps)
-        for panel, prediction in zip(row[2:], predictions, strict=True):
+        for panel, prediction in zip(row[2:after], predictions, strict=True):
             outline(panel, reference, steps=steps, colour="white")
             outline(panel, prediction, steps=steps)
         row[0].set_ylabel(plane.name, color=DIM, fontsize=9)
         if plane.letters:
             mark_directions(row[0], plane.letters)
     headings = ["scan", "reference", *(f"{heading} (white: reference)" for heading in volumes.predictions)]
+    headings += [f"{heading} (0 to {most:.2g})" for heading, most in highest.items()]
     for panel, heading in zip(axes[0], headings, strict=True):
         panel.set_title(heading, color=DIM, fontsize=9, pad=3)
-    for panel, prediction in zip(axes[0][2:], volumes.predictions.values(), strict=True):
+    for panel, prediction in zip(axes[0][2:after], volumes.predictions.values(), strict=True):
         right = panel.get_position(original=True).x1
         write_scores(figure, dice(volumes.reference, prediction), at=(right, middle), step=0.27 / columns)
 
@@ -242,7 +254,9 @@ def mark_directions(panel: Axes, letters: str) -> None:
         text.set(color=INK, fontsize=8, ha="center", va="center", path_effects=HALO)
 
 
-def show(panel: Axes, image: Array, *, steps: Sequence[float], window: Array, flip: bool) -> None:
+def show(
+    panel: Axes, image: Array, *, steps: Sequence[float], window: Array, flip: bool, colours: str = "gray"
+) -> None:
     """Show the plane `image` `(rows, columns)` in mm; `flip` puts row 0 at the top."""
     rows, columns = image.shape
     width, height = columns * steps[0], rows * steps[1]
@@ -250,7 +264,7 @@ def show(panel: Axes, image: Array, *, steps: Sequence[float], window: Array, fl
     origin: Literal["upper", "lower"] = "upper" if flip else "lower"
     low, high = window
     panel.imshow(
-        image, cmap="gray", vmin=low, vmax=high, extent=extent, origin=origin, aspect="equal", interpolation="bilinear"
+        image, cmap=colours, vmin=low, vmax=high, extent=extent, origin=origin, aspect="equal", interpolation="bilinear"
     )
     panel.set(xticks=[], yticks=[], facecolor=PAPER)
     panel.spines[:].set_visible(False)

@@ -64,7 +64,7 @@ class CascadeInferer(Inferer):
         maps[:, -1:] = organ
         if organ.max() > 0.5:
             maps[(slice(None), slice(0, -1), *box)] = inside.to(organ.device)
-        return convert_to_dst_type(maps, inputs)[0]
+        return convert_to_dst_type(maps, inputs, dtype=maps.dtype)[0]
 
     def _box(self, organ: torch.Tensor) -> Sequence[slice]:
         """Returns the box of the organs with its context; where there are none, one at the corner for its channels."""

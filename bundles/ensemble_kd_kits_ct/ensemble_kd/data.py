@@ -34,7 +34,7 @@ def read_split(
             (`case_NNNNN/{imaging,segmentation}.nii.gz`) or ACDC (`patientNNN/` with `Info.cfg`,
             `patientNNN_frameFF.nii.gz` and `..._gt.nii.gz`); or a JSON datalist as of the Medical Segmentation
             Decathlon, with records `{"image", "label"}` under `training` and, if wanted, `validation` and `test`, whose
-            paths are relative to it.
+            paths are relative to it. Test scans without a label, as the Decathlon lists them, are left out.
         split_file: JSON with lists of the folders' names, or of a datalist's case names, under `training`, `validation`
             and, if wanted, `test`.
         frames: the frames of an ACDC patient.
@@ -46,11 +46,13 @@ def read_split(
 
     Raises:
         InputError: when the folder or a file does not exist or is damaged, there are fewer than two folders to split,
-            a folder is in two lists or of neither layout, or `Info.cfg` names no such frame.
+            a folder is in two lists or of neither layout, two cases of a datalist have one name, or `Info.cfg` names no
+            such frame.
     """
     root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
     if root.suffix == ".json":
         lists = _datalist(root)
+        lists["test"] = [case for case in lists["test"] if "label" in case]
         if split_file is None and lists["validation"]:
             return lists
         found = {case["case"]: [case] for cases in lists.values() for case in cases}
@@ -101,20 +103,21 @@ def _file(folder: Path, stem: str) -> Path | None:
     return next((path for suffix in SUFFIXES if (path := folder / (stem + suffix)).is_file()), None)
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def _json(path: Path, kind: str) -> Mapping[str, Any]:
     if not path.is_file():
-        raise InputError([("", str(path), "there is no such file")])
+        raise InputError([("", str(path), f"{kind} does not exist")])
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError([("", str(path), f"is no valid JSON ({error})")]) from error
-    if not isinstance(content, dict) or not isinstance(content.get("training"), list):
-        raise InputError([("", str(path), "must hold a list under `training`")])
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _named(split_file: Path) -> dict[str, list[str]]:
-    content = _json(split_file)
+    content = _json(split_file, "split file")
+    lists = [content.get("training"), content.get("validation"), content.get("test", [])]
+    if not all(isinstance(names, list) for names in lists):
+        raise InputError([("", str(split_file), "must hold lists of case names under 'training' and 'validation'")])
     return {split: [str(name) for name in content.get(split, [])] for split in SPLITS}
 
 
@@ -126,16 +129,29 @@ def _drawn(names: Sequence[str], *, root: Path, fraction: float, seed: int) -> d
     return {"training": sorted(shuffled[count:]), "validation": sorted(shuffled[:count]), "test": []}
 
 
-def _datalist(path: Path) -> dict[str, list[Case]]:
-    content = _json(path)
+def _datalist(path: Path, *, labelled: bool = True) -> dict[str, list[Case]]:
+    """Returns the cases of a datalist; those under `test` may have no label, and be mere paths of images."""
+    content = _json(path, "datalist")
+    if "training" not in content or not all(isinstance(content.get(split, []), list) for split in SPLITS):
+        rule = "must hold a list of cases under 'training' and, if wanted, 'validation' and 'test'"
+        raise InputError([("", str(path), rule)])
     lists: dict[str, list[Case]] = {split: [] for split in SPLITS}
     for split in SPLITS:
-        for record in content.get(split, []):
-            if not isinstance(record, dict) or not record.get("image") or not record.get("label"):
-                raise InputError([("", str(path), f"every record in {split} must have an image and a label")])
-            files = {key: str((path.parent / record[key]).absolute()) for key in ("image", "label")}
+        keys = ("image", "label") if labelled and split != "test" else ("image",)
+        for entry in content.get(split, []):
+            record = {"image": entry} if isinstance(entry, str) and split == "test" else entry
+            if not isinstance(record, dict) or not all(record.get(key) for key in keys):
+                raise InputError([("", str(path), f"every record in {split} must have an {' and a '.join(keys)}")])
+            files = {key: str((path.parent / record[key]).absolute()) for key in ("image", "label") if record.get(key)}
             lists[split].append({"case": str(record.get("case") or _stem(Path(files["image"])))} | files)
+    _check_names([case["case"] for cases in lists.values() for case in cases], root=path)
     return lists
+
+
+def _check_names(names: Sequence[str], *, root: Path) -> None:
+    """Raises an `InputError` for names of two cases, of which only one would keep its results."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError((name, str(root), "two cases have this name") for name in twice)
 
 
 def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:
@@ -160,7 +176,7 @@ def find_scans(
     """Lists the scans to segment: a volume, a folder of volumes, or of cases in a layout of `read_split`.
 
     Args:
-        dataset_dir: that file or folder, or a datalist, all of whose records are taken.
+        dataset_dir: that file or folder, or a datalist, all of whose records are taken, with labels or without.
         frames: the frames of an ACDC patient.
         split_file: see `read_split`: its training cases alone are listed.
 
@@ -168,26 +184,26 @@ def find_scans(
         Cases `{"case", "image"}`, sorted by name.
 
     Raises:
-        InputError: when there is no volume, or as `read_split`.
+        InputError: when there is no volume, two cases have one name, or as `read_split`.
     """
     root = Path(dataset_dir).absolute()
     if split_file is not None:
-        cases = read_split(root, split_file, frames=frames)["training"]
-        return [{"case": case["case"], "image": case["image"]} for case in cases]
-    if root.suffix == ".json":
-        return [{"case": case["case"], "image": case["image"]} for cases in _datalist(root).values() for case in cases]
-    if root.is_file():
-        return [{"case": _stem(root), "image": str(root)}]
-    inside = [case for folder in [*_folders(root), root] for case in _cases_of(folder, frames)]
-    cases = [{"case": case["case"], "image": case["image"]} for case in inside if Path(case["image"]).is_file()]
-    if not cases:
-        files = sorted(
-            path for path in root.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith(".")
-        )
-        cases = [{"case": _stem(path), "image": str(path)} for path in files if path.is_file()]
-    if not cases:
+        found = read_split(root, split_file, frames=frames)["training"]
+    elif root.suffix == ".json":
+        found = [case for cases in _datalist(root, labelled=False).values() for case in cases]
+    elif root.is_file():
+        found = [{"case": _stem(root), "image": str(root)}]
+    else:
+        found = [case for folder in [*_folders(root), root] for case in _cases_of(folder, frames)] or _volumes(root)
+    if not found:
         raise InputError([("", str(root), f"holds neither cases nor a volume {' '.join(SUFFIXES)}")])
-    return cases
+    _check_names([case["case"] for case in found], root=root)
+    return [{"case": case["case"], "image": case["image"]} for case in found]
+
+
+def _volumes(root: Path) -> list[Case]:
+    files = sorted(path for path in root.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
+    return [{"case": _stem(path), "image": str(path)} for path in files if path.is_file()]
 
 
 def _stem(path: Path) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
+import math
 import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, ResampleToMatch
+from monai.transforms import BorderPad, Compose, Invertd, ResampleToMatch
 from monai.utils import convert_to_dst_type
 from torch import nn
 
@@ -32,6 +35,9 @@ class BundleMember(nn.Module):
     The scan is read and prepared as that bundle does. Its post-processing is done as far as it is soft: transforms that
     discretise, clean or save are left out. What it gives on the scan's grid is resampled to the student's.
 
+    The classes sum to 1: what the channels leave of 1, for example where the bundle saw nothing of the scan, goes to
+    the class without channels, or to the first if there is none; channels that sum to more are divided by their sum.
+
     Args:
         name: what messages call it.
         bundle: its folder, or a zip of it.
@@ -43,7 +49,7 @@ class BundleMember(nn.Module):
         device: where its network runs.
 
     Raises:
-        InputError: when not exactly one class is without channels, or a channel is named twice.
+        InputError: when more than one class is without channels, or a channel is named twice.
     """
 
     def __init__(
@@ -65,7 +71,6 @@ class BundleMember(nn.Module):
         self.weights = weights
         self.overrides = dict(overrides or {})
         self.device = torch.device(device)
-        self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         named = [channel for group in self.channels for channel in group]
         if sum(not group for group in self.channels) > 1 or len(set(named)) < len(named):
             self._refuse(f"at most one class may be without channels, and no channel in two, got {self.channels}")
@@ -99,44 +104,54 @@ class BundleMember(nn.Module):
         """Returns class probabilities `(1, C, H, W, D)` for a scan `(1, 1, H, W, D)` that knows its file and its grid.
 
         Raises:
-            InputError: when the bundle has fewer output channels than the map names.
+            InputError: when the bundle has fewer output channels than the map names, or what is left of its
+                post-processing makes no probabilities of them.
         """
         target: MetaTensor = image[0]
         item = self.preprocessing({"image": target.meta["filename_or_obj"]})
         with torch.inference_mode():
-            answer = self.inferer(item["image"][None].to(self.device), self.network)
+            # An ensemble that was moved to a device has taken the network along.
+            answer = self.inferer(item["image"][None].to(self.device), self.network.to(self.device))
         answer = answer[0] if isinstance(answer, (tuple, list)) else answer
         item["pred"] = convert_to_dst_type(answer[0].float(), item["image"])[0]
         found: MetaTensor = self.postprocessing(item)["pred"]
-        if (highest := max((max(group) for group in self.channels if group), default=-1)) >= len(found):
-            self._refuse(f"channels name output {highest}, it has {len(found)} outputs")
+        if (last := max((max(group) for group in self.channels if group), default=-1)) >= len(found):
+            self._refuse(f"channels name output {last}, it has {len(found)} outputs")
+        lowest, highest = float(found.min()), float(found.max())
+        if not -1e-3 <= lowest <= highest <= 1 + 1e-3:
+            rule = f"gives {lowest:.3g} to {highest:.3g}, no probabilities: its post-processing has no activation"
+            self._refuse(rule)
+        # The student's outermost voxels may reach beyond the scan: its rim goes on for as much as one of them.
+        rim = BorderPad(math.ceil(float(target.pixdim.max() / found.pixdim.min())), mode="replicate")
         onto = ResampleToMatch(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
-        maps = torch.as_tensor(onto(found.to(target.device), target))
+        maps = onto(rim(found.to(target.device)), target)
+        return self._classes(torch.as_tensor(maps).clamp(0, 1))[None]
+
+    def _classes(self, maps: torch.Tensor) -> torch.Tensor:
+        """Returns class probabilities `(C, H, W, D)` of the bundle's channels."""
         classes = torch.stack([maps[group].sum(0) for group in self.channels])  # of no channel: 0
-        if [] in self.channels:
-            classes[self.channels.index([])] = 1 - classes.sum(0)
-        return classes[None].clamp(0, 1)
+        classes = classes / classes.sum(0).clamp(min=1)
+        classes[self.channels.index([]) if [] in self.channels else 0] += (1 - classes.sum(0)).clamp(min=0)
+        return classes
 
     def identity(self) -> dict[str, str]:
         """Returns what tells these weights from others."""
         weights = (self._root() / self.weights).read_bytes()
-        return {"name": self.name, "bundle": self.bundle.name, "sha256": hashlib.sha256(weights).hexdigest()}
+        settings = str([self.channels, self.config, self.overrides])
+        sha256 = hashlib.sha256(weights).hexdigest()
+        return {"name": self.name, "bundle": self.bundle.name, "sha256": sha256, "settings": settings}
 
     def _refuse(self, rule: str) -> None:
         raise InputError([("", f"member {self.name}", f"{self.bundle}: {rule}")])
 
     def _root(self) -> Path:
-        """Returns the bundle's folder; a zip is unpacked for as long as the member lives."""
+        """Returns the bundle's folder; of a zip, that in which it lies unpacked."""
         folder = self.bundle
         if zipfile.is_zipfile(folder):
-            if self._unpacked is None:
-                self._unpacked = tempfile.TemporaryDirectory(prefix=f"{folder.stem}_")
-                with zipfile.ZipFile(folder) as archive:
-                    archive.extractall(self._unpacked.name)  # which keeps names inside the folder
-            folder = Path(self._unpacked.name)
+            folder = Path(_unpacked(folder, folder.stat().st_mtime_ns).name)
         found = [root for root in (folder, *folder.glob("*/")) if (root / "configs/metadata.json").is_file()]
-        if not found:
-            self._refuse("is neither a bundle's folder nor a zip of one (no configs/metadata.json)")
+        if not found or (len(found) > 1 and found[0] != folder):
+            self._refuse("is neither a bundle's folder nor a zip of one (no configs/metadata.json, or several)")
         return found[0]
 
     def _check_packages(self, root: Path) -> None:
@@ -155,6 +170,15 @@ class BundleMember(nn.Module):
         if not found:
             self._refuse(f"has no configs/{self.config}.json or .yaml")
         return found[0]
+
+
+@cache
+def _unpacked(file: Path, modified: int) -> tempfile.TemporaryDirectory[str]:
+    """Unpacks a zip until the program ends: members that share it share its Python package, too."""
+    folder = tempfile.TemporaryDirectory(prefix=f"{file.stem}_{modified}_")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder.name)  # which keeps names inside the folder
+    return folder
 
 
 def _installed(name: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from monai.networks.blocks import ADN, Convolution
 from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import nn
+from torch.nn import functional
 
 from .cases import InputError, check_sizes
 from .encoder_decoder import RELU, EncoderDecoder, check_dims, decoder_steps, is_scripting
@@ -92,6 +93,32 @@ class DilatedCNN(nn.Module):
             rule = f"must be at least {self.receptive_field} pixels wide, got {list(x.shape[2:])}"
             raise InputError([("", "image", rule)])
         return self.head(self.merge(self.dilated(x)))
+
+    def within_zeros(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps slices to logits of their own size, as `forward` maps them within `receptive_field // 2` zeros.
+
+        With less work: far from a slice a layer's output is the same everywhere, so it is computed once, and the layers
+        run on what differs from it. This part grows by the dilation of each layer, at most as far as the output needs.
+
+        Args:
+            x: `(B, in_channels, H, W)`.
+
+        Returns:
+            `(B, out_channels, H, W)`, equal to single precision.
+        """
+        layers = [unit.conv for unit in (*self.dilated, self.merge)]
+        background = x.new_zeros(x.shape[1])
+        reach = [layer.dilation[0] for layer in layers]
+        grown = 0
+        for level, layer in enumerate(layers):
+            size = min(grown + reach[level], sum(reach[level + 1 :]))
+            padding = size - grown + reach[level]
+            bias = layer.bias + layer.weight.sum((2, 3)) @ background
+            x = functional.conv2d(x, layer.weight, bias, padding=padding, dilation=layer.dilation).relu_()
+            background, grown = bias.relu(), size
+            if level < len(layers) - 1:
+                x -= background[:, None, None]
+        return self.head(x)
 
 
 class _ResidualBlock(nn.Module):

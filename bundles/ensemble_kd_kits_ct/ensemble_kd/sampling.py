@@ -115,7 +115,7 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         rotation: float = 10.0,
         interpolation: str = "linear",
     ) -> None:
-        self.volumes = volumes
+        self.data = volumes
         self.batch_size, self.length, self.num_classes = batch_size, length, num_classes
         self.window, self.margin = window, margin
         self.axes = (None,) if axes is None else tuple(axes)
@@ -145,7 +145,7 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
             yield "criterion", f"must be one of {', '.join(CRITERIA)}, got {self.criterion}"
         if self.interpolation not in INTERPOLATIONS:
             yield "interpolation", f"must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation}"
-        if not len(self.volumes):
+        if not len(self.data):
             yield "volumes", "there is no case"
 
     def _find_windows(self) -> dict[Kind, list[Row]]:
@@ -157,8 +157,8 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         found: dict[Kind, list[Row]] = {kind: [] for kind in kinds}
         needed = np.max([window_shape(self.window, axis) for axis in self.axes], axis=0).tolist()
         names, problems = [], []
-        for case in tqdm(range(len(self.volumes)), "Finding windows", unit="case"):
-            item = self.volumes[case]
+        for case in tqdm(range(len(self.data)), "Finding windows", unit="case"):
+            item = self.data[case]
             names.append(str(item.get("case", case)))
             broken = list(rules_broken_by(item, self.keys, num_classes=self.num_classes, needed=needed))
             problems += [(names[-1], key, rule) for key, rule in broken]
@@ -221,7 +221,7 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
 
     def _cut(self, places: Sequence[Place]) -> dict[str, torch.Tensor]:
         """Cuts the patches, labels with the surroundings that rotation turns into the window."""
-        items = {case: self.volumes[case] for case in {case for case, _, _ in places}}
+        items = {case: self.data[case] for case in {case for case, _, _ in places}}
         batch = {}
         for key in self.keys:
             margin = self.margin if key == "image" else self.label_margin

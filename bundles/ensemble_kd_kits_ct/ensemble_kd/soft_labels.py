@@ -73,7 +73,7 @@ class SaveMapsd(MapTransform):
 
 def _write(values: np.ndarray, volume: MetaTensor, dtype: str, path: Path) -> None:
     step = STEPS.get(dtype) if values.dtype.kind == "f" else None
-    stored = values if step is None else np.rint(values * step).astype(dtype)
+    stored = values if step is None else np.rint(values * step).clip(0, step).astype(dtype)  # no wrap around
     image = nibabel.Nifti1Image(stored, volume.affine.cpu().double().numpy())
     if step is not None:
         image.header.set_slope_inter(1 / step, 0)
@@ -121,14 +121,17 @@ def grid_of(
 ) -> tuple[tuple[int, ...], torch.Tensor]:
     """Returns shape and affine that a chain of spatial transforms gives an image `(H, W, D)`, without its voxels.
 
+    They are those of the label map, which is on the image's grid and takes less time: it is not smoothed.
+
     Args:
         transform: dictionary transform of `image` and `label`.
         shape: size of the image.
         affine: `(4, 4)` of the image.
     """
-    empty = MetaTensor(torch.zeros(1).expand(1, *shape), affine=affine)
-    image = transform({"image": empty, "label": empty})["image"]
-    return tuple(image.shape[1:]), image.affine
+    voxel, empty = (torch.zeros(1).expand(1, *size) for size in ((1, 1, 1), shape))
+    volumes = {"image": MetaTensor(voxel, affine=affine), "label": MetaTensor(empty, affine=affine)}
+    label = transform(volumes)["label"]
+    return tuple(label.shape[1:]), label.affine
 
 
 def problem_of_soft_labels(path: str | Path, *, classes: int, grid: tuple[Sequence[int], torch.Tensor]) -> str | None:

@@ -164,6 +164,11 @@ class TrainingState:
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
+    @property
+    def cases(self) -> int:
+        """How many cases there are to train on."""
+        return len(getattr(self.dataset, "data", self.dataset))
+
     def _all_objects(self, engine: Engine) -> dict[str, Stateful]:
         scaler = getattr(engine, "scaler", None)
         return self.objects | {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
@@ -182,7 +187,8 @@ class TrainingState:
         if epoch >= max_epochs:
             logger.info("%s: that run is finished after %d epochs, a new one starts", self.path, epoch)
             return
-        if state["trainer"]["epoch_length"] != engine.state.epoch_length:
+        lengths = (state["trainer"]["epoch_length"], state.get("cases", self.cases))
+        if lengths != (engine.state.epoch_length, self.cases):
             kept = self.path.with_name(f"{self.path.stem}_previous.pt")
             logger.warning(
                 "%s is of a run on another number of cases: a new run starts, it is kept as %s", self.path, kept
@@ -212,7 +218,7 @@ class TrainingState:
     def save(self, engine: Engine) -> None:
         """Saves the state of all objects, from the first process only."""
         if idist.get_rank() == 0:
-            state = {}
+            state: dict[str, Any] = {"cases": self.cases}
             for name, item in self._all_objects(engine).items():
                 state[name] = getattr(item, "module", item).state_dict()
             save_atomically(state, self.path)

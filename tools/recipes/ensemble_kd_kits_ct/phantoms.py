@@ -119,8 +119,8 @@ def paint(
     sigma = [0.6 * blur / size for size in spacing]
     kidney = KIDNEY * contrast * float(rng.uniform(0.92, 1.08)) + 9 * fine
     tumour = TUMOUR * float(rng.uniform(0.75, 1.2)) + 16 * smooth_field(rng, shape, extent=extent, step=14)
-    for mask, value in ((label > 0, kidney), (label == 2, tumour)):
-        image += ndimage.gaussian_filter(mask.astype(np.float32), sigma) * (value - image)
+    for mask, tissue in ((label > 0, kidney), (label == 2, tumour)):
+        image += ndimage.gaussian_filter(mask.astype(np.float32), sigma) * (tissue - image)
     noise = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 0.6)
     image += float(rng.uniform(10, 18)) / 0.45 * noise + 5 * fine
     return np.clip(np.rint(image), -1024, 3071).astype(np.int16)

@@ -1,0 +1,129 @@
+"""The whole method on synthetic CT around real KiTS19 labels, and its cascade on a real CT.
+
+`python -m tools.recipes.<this folder>.real --help`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tools.benchmark.report import environment
+from tools.demo import Stage, fingerprint, run
+from tools.files import replacing
+from tools.recipes.ensemble_kd_kits_ct.painted import painted
+from tools.recipes.ensemble_kd_kits_ct.study import BUNDLE, stage, summary
+
+MEMBERS = {"dilated": [], "resnet3d": ["member_resnet3d"], "unet3d": ["member_unet3d"]}
+TEST, VALIDATION = ("case_00009", "case_00010", "case_00011"), ("case_00008",)
+KIDNEYS = (2, 3)  # right and left, in the labels of the real CT
+# Narrow networks and short trainings at 3 mm, so that two cores are done in half an hour.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "locator": {"window": 33, "batch_size": 4, "epoch_length": 60, "max_epochs": 8},
+    "dilated": {"batch_size": 40, "epoch_length": 60, "max_epochs": 8},
+    "resnet3d": {"batch_size": 2, "epoch_length": 60, "max_epochs": 8, "learning_rate": 2.0e-3},
+    "unet3d": {"batch_size": 2, "epoch_length": 40, "max_epochs": 8, "learning_rate": 2.0e-3},
+}
+
+
+def real(data: str, output: str, *, result: str | None = None) -> Path:
+    """Train the cascade, three members and the student on painted scans; segment the rest and a real CT.
+
+    Args:
+        data: folder with `labels/<case>/segmentation.nii.gz` of KiTS19 and `ct/ct_3mm.nii.gz` with
+            `ct/auto_seg_3mm.nii.gz`.
+        output: folder for what is made; an interrupted run goes on.
+        result: JSON file to write; by default `real.json` in OUTPUT.
+
+    Returns:
+        The JSON file: commands, versions and scores.
+    """
+    root, source = Path(output), Path(data)
+    scans = painted(str(source / "labels"), str(root / "scans"))
+    split = root / "split.json"
+    train = sorted({path.name for path in scans.iterdir()} - {*TEST, *VALIDATION})
+    split.write_text(json.dumps({"training": train, "validation": VALIDATION, "test": TEST}))
+    common = {"dataset_dir": str(scans), "split_file": str(split), "ckpt_dir": str(root / "models")}
+    plan = stages(root, common, ct=source / "ct/ct_3mm.nii.gz")
+    run(plan, root / "finished.json", version=fingerprint(BUNDLE))
+    found = voxels(root / "ct/ct_3mm_seg.nii.gz")
+    record = {
+        "commands": [stage.shown().replace(output, "OUTPUT").replace(data, "DATA") for stage in plan],
+        "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "split": json.loads(split.read_text()),
+        "scores": {name: summary(root / f"test_{name}") for name in (*MEMBERS, "ensemble", "student")},
+        "real CT": {
+            "dice of kidneys and tumours with the automatic kidneys": dice(
+                found > 0, np.isin(voxels(source / "ct/auto_seg_3mm.nii.gz"), KIDNEYS)
+            ),
+            "voxels of tumour": int((found == 2).sum()),
+        },
+    }
+    record["environment"]["command"] = f"python -m tools.recipes.{Path(__file__).parent.name}.real DATA OUTPUT"
+    path = Path(result) if result else root / "real.json"
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+    sys.stdout.write(f"{json.dumps({name: record[name] for name in ('scores', 'real CT')}, indent=1)}\n")
+    return path
+
+
+def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
+    """Returns the commands."""
+
+    def training(name: str, stems: list[str], **more: Any) -> Stage:
+        budget = BUDGETS["dilated" if name == "student" else name]
+        settings = {**common, "output_dir": str(root / "logs"), "val_interval": 2, **budget, **more}
+        return stage(f"train {name}", "training", ["train", *stems, "reduced"], settings=settings)
+
+    def test(name: str, stems: list[str]) -> Stage:
+        settings = {**common, "output_dir": str(root / f"test_{name}")}
+        return stage(f"test {name}", "evaluating", ["train", *stems, "reduced"], settings=settings)
+
+    soft = str(root / "soft_labels")
+    return [
+        training("locator", ["train_member", "locator"]),
+        *(training(name, ["train_member", *own]) for name, own in MEMBERS.items()),
+        stage(
+            "soft labels",
+            "annotating",
+            ["inference", "ensemble", "annotate", "reduced"],
+            settings={**common, "output_dir": soft},
+        ),
+        training("student", [], soft_labels=soft),
+        *(test(name, ["train_member", "evaluate", *own]) for name, own in MEMBERS.items()),
+        test("ensemble", ["evaluate", "ensemble"]),
+        test("student", ["evaluate"]),
+        stage(
+            "segment a real CT",
+            "inference",
+            ["inference", "reduced"],
+            settings={"dataset_dir": str(ct), "ckpt_dir": common["ckpt_dir"], "output_dir": str(root / "ct")},
+        ),
+    ]
+
+
+def voxels(path: Path) -> NDArray[Any]:
+    """Voxels of a label map."""
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def dice(found: NDArray[np.bool_], true: NDArray[np.bool_]) -> float:
+    """Dice of two masks."""
+    return round(2 * int((found & true).sum()) / int(found.sum() + true.sum()), 4)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    fire.Fire(real, serialize=lambda _: None)
