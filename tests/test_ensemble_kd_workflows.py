@@ -112,7 +112,7 @@ def root_cause(error: BaseException) -> BaseException:
         (lambda soft: soft * 0.9, "soft labels must sum to 1 in every voxel, found 0.9"),
         (lambda soft: soft[..., :2], "soft labels must have 3 channels on their fourth axis"),
         (lambda soft: soft[1:], "soft labels are of another grid: shape"),
-        (lambda soft: soft + np.float32([-0.5, 0.25, 0.25]), "soft labels must lie between 0 and 1"),
+        (lambda soft: soft + np.array([-0.5, 0.25, 0.25], dtype=np.float32), "soft labels must lie between 0 and 1"),
     ],
 )
 def test_spoilt_soft_labels(chain: Path, phantoms: NamedPath, tmp_path: Path, spoil: Any, rule: str) -> None:
