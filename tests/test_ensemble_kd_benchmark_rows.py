@@ -256,6 +256,7 @@ def test_every_batch_is_another_but_not_between_preparations(name: str) -> None:
     first, again = (recipe().given.sampler(member, SCAN, batch_size=4, **changes) for _ in range(2))
     torch.testing.assert_close(first[0], again[0], rtol=0, atol=0)
     assert not torch.equal(first[0]["image"], first[1]["image"])
+    assert not torch.equal(first.data[0]["image"], first.data[1]["image"])
     assert ("soft" in first[0]) == (name == "augmentation")
     assert (first.rotation > 0) == (name == "augmentation")
     assert first.criterion == ("entire-sample-area" if name == "windows_area" else "patch-center-voxel")

@@ -28,14 +28,21 @@ SPLIT = BUNDLE / "configs/split_acdc40.json"
 MEMBERS: dict[str, list[str]] = {"dilated": [], "resnet2d": ["member_resnet2d"], "unet2d": ["member_unet2d"]}
 # Coarse pixels, narrow networks and short trainings, so that two cores are done in an hour: the same budget for all.
 REDUCED: dict[str, Any] = {
-    "pixdim": [2.0, 2.0, -1.0],
+    "pixdim": [2.5, 2.5, -1.0],
     "dilated_channels": 16,
     "resnet_channels": 16,
     "unet_channels": [16, 32, 64, 128],
-    "receptive_field": 67,
+    "receptive_field": 35,
 }
-BUDGET: dict[str, Any] = {"batch_size": 8, "epoch_length": 80, "max_epochs": 10, "val_interval": 2}
-WINDOWS = {"dilated": 33}  # of the others as their configs say
+BUDGET: dict[str, Any] = {
+    "batch_size": 16,
+    "epoch_length": 60,
+    "max_epochs": 10,
+    "val_interval": 2,
+    "hard_loss": "dice",
+    "learning_rate": 2.0e-3,
+}
+WINDOWS = {"dilated": 17, "resnet2d": 32, "unet2d": 32}
 
 
 def study(
@@ -45,7 +52,6 @@ def study(
     seeds: Sequence[int] = (0, 1),
     result: str | None = None,
     note: str = "",
-    reduced: bool = True,
     **settings: Any,
 ) -> Path:
     """Train three members, let their ensemble annotate, train their best network with and without its soft labels.
@@ -59,22 +65,20 @@ def study(
         seeds: seeds of the trainings.
         result: JSON file to write; by default `study.json` in OUTPUT.
         note: what a reader must know.
-        reduced: coarse pixels, narrow networks and short trainings; else as the configs say.
         settings: of all commands, for example --max_epochs 20.
 
     Returns:
         The JSON file: commands, versions, split, and for each network and score the mean over the test patients, for
         each seed and over seeds.
     """
-    given = (REDUCED if reduced else {}) | settings
-    budget = {name: value for name, value in BUDGET.items() if reduced and name not in settings}
     commands: list[str] = []
     found: dict[int, Any] = {}
     best: dict[str, str] = {}
     for seed in seeds:
         folder = Path(output) / f"seed{seed}"
-        common = {"dataset_dir": data, "split_file": os.path.relpath(SPLIT), "ckpt_dir": str(folder / "models")} | given
-        training = common | budget
+        common = {"dataset_dir": data, "split_file": os.path.relpath(SPLIT), "ckpt_dir": str(folder / "models")}
+        common |= REDUCED | settings
+        training = common | BUDGET | settings
         first = members(folder, common, training=training | {"seed": seed})
         finish(first, folder / "members")
         best[str(seed)] = max(MEMBERS, key=lambda name: summary(folder / f"validation_{name}")["dice"])
@@ -111,9 +115,8 @@ def members(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, A
     """Returns the commands up to the soft labels: trainings, validations, tests, annotation."""
     plan = []
     for name, own in MEMBERS.items():
-        window = {"window": WINDOWS[name]} if name in WINDOWS else {}
         stems = ["train", "train_member", "acdc", *own]
-        settings = {**training, **window, "output_dir": str(folder / f"logs_{name}")}
+        settings = {**training, "window": WINDOWS[name], "output_dir": str(folder / f"logs_{name}")}
         plan.append(stage(f"train the member {name}", "training", stems, settings=settings))
         for subset in ("validation", "test"):
             settings = {**common, "subset": subset, "output_dir": str(folder / f"{subset}_{name}")}
@@ -133,11 +136,11 @@ def members(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, A
 def students(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, Any], network: str) -> list[Stage]:
     """Returns the commands that train and test one network with and without soft labels."""
     plan = []
-    window = {"window": WINDOWS[network]} if network in WINDOWS else {}
-    for name, soft in (("labels_alone", False), ("student", str(folder / "soft_labels"))):
+    soft = {"soft_labels": str(folder / "soft_labels")}
+    for name, base, more in (("labels_alone", ["train", "train_member"], {}), ("student", ["train"], soft)):
         files = {"weights": str(folder / f"models/{name}.pt"), "state_file": str(folder / f"models/{name}_state.pt")}
-        settings = {**training, **window, **files, "soft_labels": soft, "output_dir": str(folder / f"logs_{name}")}
-        plan.append(stage(f"train {name}", "training", ["train", "acdc", *MEMBERS[network]], settings=settings))
+        settings = {**training, "window": WINDOWS[network], **files, **more, "output_dir": str(folder / f"logs_{name}")}
+        plan.append(stage(f"train {name}", "training", [*base, "acdc", *MEMBERS[network]], settings=settings))
         settings = {**common, "weights": files["weights"], "output_dir": str(folder / f"test_{name}")}
         stems = ["train", "evaluate", "acdc", *MEMBERS[network]]
         plan.append(stage(f"test of {name}", "evaluating", stems, settings=settings))
