@@ -30,10 +30,10 @@ TEST, VALIDATION = ("case_00009", "case_00010", "case_00011"), ("case_00008",)
 KIDNEYS = (2, 3)  # right and left, in the labels of the real CT
 # Narrow networks and short trainings at 3 mm, so that two cores are done in half an hour.
 BUDGETS: dict[str, dict[str, Any]] = {
-    "locator": {"window": 33, "batch_size": 4, "epoch_length": 60, "max_epochs": 8},
+    "locator": {"window": 33, "batch_size": 4, "epoch_length": 80, "max_epochs": 8, "learning_rate": 3.0e-3},
     "dilated": {"batch_size": 40, "epoch_length": 60, "max_epochs": 8},
-    "resnet3d": {"batch_size": 2, "epoch_length": 60, "max_epochs": 8, "learning_rate": 2.0e-3},
-    "unet3d": {"batch_size": 2, "epoch_length": 40, "max_epochs": 8, "learning_rate": 2.0e-3},
+    "resnet3d": {"window": 16, "batch_size": 12, "epoch_length": 60, "max_epochs": 8, "learning_rate": 3.0e-3},
+    "unet3d": {"window": 16, "batch_size": 12, "epoch_length": 40, "max_epochs": 6, "learning_rate": 3.0e-3},
 }
 
 
@@ -84,11 +84,11 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
     def training(name: str, stems: list[str], **more: Any) -> Stage:
         budget = BUDGETS["dilated" if name == "student" else name]
         settings = {**common, "output_dir": str(root / "logs"), "val_interval": 2, **budget, **more}
-        return stage(f"train {name}", "training", ["train", *stems, "reduced"], settings=settings)
+        return stage(f"train {name}", "training", stems=["train", *stems, "reduced", "window"], settings=settings)
 
     def test(name: str, stems: list[str]) -> Stage:
         settings = {**common, "output_dir": str(root / f"test_{name}")}
-        return stage(f"test {name}", "evaluating", ["train", *stems, "reduced"], settings=settings)
+        return stage(f"test {name}", "evaluating", stems=["train", *stems, "reduced", "window"], settings=settings)
 
     soft = str(root / "soft_labels")
     return [
@@ -97,7 +97,7 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
         stage(
             "soft labels",
             "annotating",
-            ["inference", "ensemble", "annotate", "reduced"],
+            stems=["inference", "ensemble", "annotate", "reduced", "window"],
             settings={**common, "output_dir": soft},
         ),
         training("student", [], soft_labels=soft),
@@ -107,7 +107,7 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
         stage(
             "segment a real CT",
             "inference",
-            ["inference", "reduced"],
+            stems=["inference", "reduced", "window"],
             settings={"dataset_dir": str(ct), "ckpt_dir": common["ckpt_dir"], "output_dir": str(root / "ct")},
         ),
     ]

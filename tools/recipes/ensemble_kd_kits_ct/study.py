@@ -117,19 +117,19 @@ def members(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, A
     for name, own in MEMBERS.items():
         stems = ["train", "train_member", "acdc", *own]
         settings = {**training, "window": WINDOWS[name], "output_dir": str(folder / f"logs_{name}")}
-        plan.append(stage(f"train the member {name}", "training", stems, settings=settings))
+        plan.append(stage(f"train the member {name}", "training", stems=stems, settings=settings))
         for subset in ("validation", "test"):
             settings = {**common, "subset": subset, "output_dir": str(folder / f"{subset}_{name}")}
             stems = ["train", "train_member", "evaluate", "acdc", *own]
-            plan.append(stage(f"{subset} of {name}", "evaluating", stems, settings=settings))
+            plan.append(stage(f"{subset} of {name}", "evaluating", stems=stems, settings=settings))
     settings = {**common, "output_dir": str(folder / "test_ensemble")}
     plan.append(
-        stage("test of the ensemble", "evaluating", ["train", "evaluate", "ensemble", "acdc"], settings=settings)
+        stage("test of the ensemble", "evaluating", stems=["train", "evaluate", "ensemble", "acdc"], settings=settings)
     )
     settings = {**common, "output_dir": str(folder / "soft_labels")}
     return [
         *plan,
-        stage("soft labels", "annotating", ["inference", "ensemble", "annotate", "acdc"], settings=settings),
+        stage("soft labels", "annotating", stems=["inference", "ensemble", "annotate", "acdc"], settings=settings),
     ]
 
 
@@ -140,14 +140,14 @@ def students(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, 
     for name, base, more in (("labels_alone", ["train", "train_member"], {}), ("student", ["train"], soft)):
         files = {"weights": str(folder / f"models/{name}.pt"), "state_file": str(folder / f"models/{name}_state.pt")}
         settings = {**training, "window": WINDOWS[network], **files, **more, "output_dir": str(folder / f"logs_{name}")}
-        plan.append(stage(f"train {name}", "training", [*base, "acdc", *MEMBERS[network]], settings=settings))
+        plan.append(stage(f"train {name}", "training", stems=[*base, "acdc", *MEMBERS[network]], settings=settings))
         settings = {**common, "weights": files["weights"], "output_dir": str(folder / f"test_{name}")}
         stems = ["train", "evaluate", "acdc", *MEMBERS[network]]
-        plan.append(stage(f"test of {name}", "evaluating", stems, settings=settings))
+        plan.append(stage(f"test of {name}", "evaluating", stems=stems, settings=settings))
     return plan
 
 
-def stage(title: str, run_id: str, stems: Sequence[str], *, settings: Mapping[str, Any]) -> Stage:
+def stage(title: str, run_id: str, *, stems: Sequence[str], settings: Mapping[str, Any]) -> Stage:
     """Returns a command of the bundle."""
     files = [os.path.relpath(BUNDLE / f"configs/{stem}.yaml") for stem in stems]
     words = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
