@@ -82,6 +82,7 @@ def test_compared_methods_are_ranked_by_their_mean_and_shown_side_by_side(
         "image": "{output}/scan.*",
         "reference": "{output}/scan.*",
         "prediction": "{output}/{variant}/{set}_{case}.nii.gz",
+        "maps": {"spread": "{output}/plain/{set}_{case}.nii.gz"},
     }
     recipe = {**COMPARED, "files": files, "pictures": ["{output}/more.png"]}
     metrics = collect(recipe, places)
@@ -89,5 +90,6 @@ def test_compared_methods_are_ranked_by_their_mean_and_shown_side_by_side(
     written = write_results(metrics, recipe, places=places, title="t")
     assert [case.name for case in shown] == ["median case, a", "worst case, c"]
     assert shown[0].predictions == {name: tmp_path / name / "B_a.nii.gz" for name in scores}
+    assert shown[1].maps == {"spread": tmp_path / "plain/B_c.nii.gz"}
     assert written == [tmp_path / name for name in ("metrics.csv", "overview.png", "more.png")]
     assert read_metrics(written[0]) == metrics
