@@ -96,8 +96,15 @@ def test_members_ensemble_and_student_on_acdc(real_data: Path, tmp_path: Path) -
         "test": ["patient002"],
     }
     split.write_text(json.dumps(cases))
-    common = {"dataset_dir": str(real_data / "acdc"), "split_file": str(split), "ckpt_dir": str(tmp_path / "models")}
-    common |= {"pixdim": [2.5, 2.5, -1.0], "receptive_field": 35, "dilated_channels": 8, "resnet_channels": 8}
+    common: dict[str, Any] = {"dataset_dir": str(real_data / "acdc"), "split_file": str(split)}
+    common |= {
+        "ckpt_dir": str(tmp_path / "models"),
+        "dropout": 0.1,
+        "pixdim": [2.5, 2.5, -1.0],
+        "receptive_field": 35,
+        "dilated_channels": 8,
+        "resnet_channels": 8,
+    }
     common |= {"unet_channels": [8, 16, 32, 64], "device": "cpu", "amp": False}
     training = {"max_epochs": 2, "epoch_length": 60, "batch_size": 12, "val_interval": 2, "learning_rate": 5.0e-3}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -12,9 +13,14 @@ from .cases import Case, InputError, case_name
 from .data import soft_label_file
 from .ensemble import Ensemble
 
-__all__ = ["Annotation"]
+__all__ = ["Annotation", "file_digest"]
 
 logger = logging.getLogger(__name__)
+
+
+def file_digest(path: str | Path) -> str:
+    """Returns the SHA-256 of a file, of weights for example."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 class Annotation:

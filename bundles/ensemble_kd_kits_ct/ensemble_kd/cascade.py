@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import SpatialCrop
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
 from .postprocessing import organ_mask
 
 __all__ = ["CascadeInferer"]
+
+logger = logging.getLogger(__name__)
 
 Network = Callable[..., torch.Tensor]
 
@@ -53,17 +56,20 @@ class CascadeInferer(Inferer):
             `(1, channels + 1, H, W, D)`. Outside the box the first channel is 1 and the others are 0; without any organ
             so is the whole scan.
         """
-        organ = torch.as_tensor(self.locator_inferer(inputs, self.locator))[:, 1:2]
+        organ = convert_to_tensor(self.locator_inferer(inputs, self.locator), track_meta=False)[:, 1:2]
         box = self._box(organ[0])
         scan = inputs[0]
         crop = SpatialCrop(roi_slices=box)
         shown = crop(scan if isinstance(scan, MetaTensor) else MetaTensor(scan))[None]
-        inside = torch.as_tensor(self.inferer(shown, network, *args, **kwargs)).to(organ.dtype)
+        inside = convert_to_tensor(self.inferer(shown, network, *args, **kwargs), track_meta=False).to(organ.dtype)
         maps = organ.new_zeros((1, inside.shape[1] + 1, *organ.shape[2:]))
         maps[:, 0] = 1
         maps[:, -1:] = organ
         if organ.max() > 0.5:
             maps[(slice(None), slice(0, -1), *box)] = inside.to(organ.device)
+        else:
+            name = scan.meta.get("filename_or_obj", "scan") if isinstance(scan, MetaTensor) else "scan"
+            logger.warning("%s: the first stage finds no organ, so all of it is background", name)
         return convert_to_dst_type(maps, inputs, dtype=maps.dtype)[0]
 
     def _box(self, organ: torch.Tensor) -> Sequence[slice]:

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from .cases import Case, InputError, check_cases
 from .soft_labels import Transform, grid_of, problem_of_soft_labels
 
-__all__ = ["check_classes", "check_scans"]
+__all__ = ["check_classes", "check_clip", "check_scans"]
 
 
 def check_classes(label_groups: Sequence[Sequence[int]], **lists: Sequence[float]) -> None:
@@ -34,6 +34,16 @@ def check_classes(label_groups: Sequence[Sequence[int]], **lists: Sequence[float
         problems.append(("", "label_groups", rule))
     if problems:
         raise InputError(problems)
+
+
+def check_clip(clip_source: str | None, *, locate: bool) -> None:
+    """Checks that there is a first stage if what it finds shall limit the labels.
+
+    Raises:
+        InputError: when `clip_source` is `stage1` without one.
+    """
+    if clip_source == "stage1" and not locate:
+        raise InputError([("", "clip_source", "stage1 needs a first stage, and locate is false")])
 
 
 def check_scans(

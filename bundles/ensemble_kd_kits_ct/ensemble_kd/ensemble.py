@@ -12,6 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
 from .cases import InputError
@@ -55,7 +56,8 @@ class NetworkMember(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Returns class probabilities `(1, C, H, W, D)` of a scan `(1, 1, H, W, D)`."""
-        return torch.as_tensor(self.inferer(image, self.network))
+        probabilities: torch.Tensor = convert_to_tensor(self.inferer(image, self.network), track_meta=False)
+        return probabilities
 
     def identity(self) -> dict[str, str]:
         """Returns what tells these weights from others."""
@@ -96,15 +98,15 @@ class Ensemble(nn.Module):
 
         Both in one pass (Welford 1962), so that memory does not grow with the number of members.
         """
-        mean = image.new_zeros((1, self.classes, *image.shape[2:]), dtype=torch.float32)
-        mean = torch.as_tensor(mean)
+        mean = torch.zeros((1, self.classes, *image.shape[2:]), device=image.device)
         squares = torch.zeros_like(mean)
         for count, member in enumerate(self.members, start=1):
             probabilities = member(image)
             off = probabilities - mean
             mean += off / count
             squares += off * (probabilities - mean)
-        return torch.cat([mean, squares.div_(len(self.members)).clamp_(min=0).sqrt_()], 1)
+        maps = torch.cat([mean, squares.div_(len(self.members)).clamp_(min=0).sqrt_()], 1)
+        return convert_to_dst_type(maps, image, dtype=maps.dtype)[0]
 
     def identity(self) -> list[dict[str, str]]:
         """Returns what tells this ensemble from others."""
@@ -112,10 +114,10 @@ class Ensemble(nn.Module):
 
 
 class SplitMapsd(MapTransform):
-    """Adds to a case the parts of what an ensemble gave of it.
+    """Splits what an ensemble gave of a case.
 
     Under `soft` the mean probabilities `(C, H, W, D)`, under `spread` the largest standard deviation of any class
-    `(1, H, W, D)`.
+    `(1, H, W, D)`. The key itself loses the standard deviations, so that less has to be brought to the scan's grid.
 
     Args:
         keys: the channels of `Ensemble.forward`, perhaps with more behind them.
@@ -131,6 +133,6 @@ class SplitMapsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             maps: MetaTensor = item[key]
-            spread = maps[self.classes : 2 * self.classes].amax(0, keepdim=True)
-            item |= {"soft": maps[: self.classes], "spread": spread}
+            mean, spread, rest = maps.split([self.classes, self.classes, len(maps) - 2 * self.classes])
+            item |= {key: torch.cat([mean, rest]), "soft": mean, "spread": spread.amax(0, keepdim=True)}
         return item

@@ -18,7 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import BorderPad, Compose, Invertd, ResampleToMatch
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
 from .cases import InputError
@@ -46,7 +46,7 @@ class BundleMember(nn.Module):
         config: its inference config without suffix.
         weights: its state dict, in its folder.
         overrides: further ids of its config, as a command line would give them.
-        device: where its network runs.
+        device: where its network runs; by default on a GPU if there is one.
 
     Raises:
         InputError: when more than one class is without channels, or a channel is named twice.
@@ -61,7 +61,7 @@ class BundleMember(nn.Module):
         config: str = "inference",
         weights: str = "models/model.pt",
         overrides: Mapping[str, Any] | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -70,7 +70,7 @@ class BundleMember(nn.Module):
         self.config = config
         self.weights = weights
         self.overrides = dict(overrides or {})
-        self.device = torch.device(device)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         named = [channel for group in self.channels for channel in group]
         if sum(not group for group in self.channels) > 1 or len(set(named)) < len(named):
             self._refuse(f"at most one class may be without channels, and no channel in two, got {self.channels}")
@@ -125,7 +125,7 @@ class BundleMember(nn.Module):
         rim = BorderPad(math.ceil(float(target.pixdim.max() / found.pixdim.min())), mode="replicate")
         onto = ResampleToMatch(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
         maps = onto(rim(found.to(target.device)), target)
-        return self._classes(torch.as_tensor(maps).clamp(0, 1))[None]
+        return self._classes(convert_to_tensor(maps, track_meta=False).clamp(0, 1))[None]
 
     def _classes(self, maps: torch.Tensor) -> torch.Tensor:
         """Returns class probabilities `(C, H, W, D)` of the bundle's channels."""

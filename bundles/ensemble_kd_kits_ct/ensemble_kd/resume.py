@@ -191,7 +191,9 @@ class TrainingState:
         if lengths != (engine.state.epoch_length, self.cases):
             kept = self.path.with_name(f"{self.path.stem}_previous.pt")
             logger.warning(
-                "%s is of a run on another number of cases: a new run starts, it is kept as %s", self.path, kept
+                "%s is of a run on another number of cases or batches: a new run starts, it is kept as %s",
+                self.path,
+                kept,
             )
             if idist.get_rank() == 0:
                 self.path.replace(kept)

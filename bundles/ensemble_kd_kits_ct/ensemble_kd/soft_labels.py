@@ -15,11 +15,11 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from .cases import InputError
+from .windows import SUM_TOLERANCE
 
 __all__ = ["LoadSoftLabelsd", "SaveMapsd", "grid_of", "problem_of_soft_labels"]
 
 STEPS = {"uint8": 255, "uint16": 65535}  # what stands for 1; NIfTI has no half-precision floats
-TOLERANCE = 0.02  # of a sum; 8-bit files round each class by 1/510
 
 Case = Mapping[str, Any]
 Transform = Callable[[dict[str, Any]], Mapping[Hashable, Any]]
@@ -152,10 +152,10 @@ def problem_of_soft_labels(path: str | Path, *, classes: int, grid: tuple[Sequen
     if problem := _problem_of_grid(values.shape[:3], file.affine, grid=grid):
         return problem
     lowest, highest, sums = float(values.min()), float(values.max()), values.sum(-1)
-    if not (lowest >= 0 and highest <= 1 + TOLERANCE):
+    if not (lowest >= 0 and highest <= 1 + SUM_TOLERANCE):
         return f"soft labels must lie between 0 and 1, found {lowest:.3g} to {highest:.3g}"
     worst = float(sums.flat[np.abs(sums - 1).argmax()])
-    return None if abs(worst - 1) <= TOLERANCE else f"soft labels must sum to 1 in every voxel, found {worst:.3g}"
+    return None if abs(worst - 1) <= SUM_TOLERANCE else f"soft labels must sum to 1 in every voxel, found {worst:.3g}"
 
 
 def _problem_of_grid(

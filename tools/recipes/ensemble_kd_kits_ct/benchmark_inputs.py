@@ -146,7 +146,7 @@ def sampler(member: str, size: Size, *, batch_size: int, soft: bool = False, **c
     cases = [scan(size, MEMBERS[member].classes, number=number) for number in range(2)]
     if not soft:
         cases = [{key: item[key] for key in ("image", "label")} for item in cases]
-    given = {"batch_size": batch_size, "epoch_length": 2**31, "train::dataset": cases, **changes}
+    given = {"batch_size": batch_size, "epoch_length": 2**31, "train::dataset": cases, "full_background": 0, **changes}
     made: PatchBatches = _config("train", member, **given).get_parsed_content("train::patches")
     return made.set_random_state(0)
 

@@ -33,6 +33,7 @@ REDUCED: dict[str, Any] = {
     "resnet_channels": 16,
     "unet_channels": [16, 32, 64, 128],
     "receptive_field": 35,
+    "dropout": 0.1,
 }
 BUDGET: dict[str, Any] = {
     "batch_size": 16,
@@ -40,7 +41,7 @@ BUDGET: dict[str, Any] = {
     "max_epochs": 10,
     "val_interval": 2,
     "hard_loss": "dice",
-    "learning_rate": 2.0e-3,
+    "learning_rate": 4.0e-3,
 }
 WINDOWS = {"dilated": 17, "resnet2d": 32, "unet2d": 32}
 
