@@ -252,3 +252,13 @@ def test_soft_labels_join_the_training_cases(tmp_path: Path) -> None:
     assert found["training"] == [lists["training"][0] | {"soft": str(soft_label_file(tmp_path, "a"))}]
     assert found["validation"] == lists["validation"]
     assert "soft" not in lists["training"][0]
+
+
+def test_results_of_a_datalist_stay_below_one_folder(tmp_path: Path) -> None:
+    """Scans that lie elsewhere than the datalist do not send their masks out of the results' folder."""
+    images = [tmp_path / f"scans/{part}/a{index}.nii.gz" for index, part in enumerate("xy")]
+    datalist = tmp_path / "lists/one/datalist.json"
+    datalist.parent.mkdir(parents=True)
+    datalist.write_text(json.dumps({"training": [{"image": str(path)} for path in images]}))
+    assert root_folder(datalist) == str(tmp_path / "scans")
+    assert root_folder(images[0]) == str(images[0].parent)

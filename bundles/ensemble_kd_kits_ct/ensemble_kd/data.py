@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,8 +212,14 @@ def _stem(path: Path) -> str:
 
 
 def root_folder(dataset_dir: str | Path) -> str:
-    """Returns the folder below which results take the places of the scans: `dataset_dir`, or that of a single file."""
+    """Returns the folder below which results take the places of the scans.
+
+    It is `dataset_dir`, that of a single file, or the one that holds all scans of a datalist.
+    """
     root = Path(dataset_dir).absolute()
+    if root.suffix == ".json":
+        lists = _datalist(root, labelled=False)
+        return os.path.commonpath([Path(case["image"]).parent for cases in lists.values() for case in cases])
     return str(root if root.is_dir() else root.parent)
 
 
