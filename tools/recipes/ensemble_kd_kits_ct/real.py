@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from tools.benchmark.report import environment
-from tools.demo import Stage, fingerprint, run
+from tools.demo import Stage
 from tools.files import replacing
 from tools.recipes.ensemble_kd_kits_ct.painted import painted
-from tools.recipes.ensemble_kd_kits_ct.study import BUNDLE, stage, summary
+from tools.recipes.ensemble_kd_kits_ct.study import finish, stage, summary, typed
 
 MEMBERS = {"dilated": [], "resnet3d": ["member_resnet3d"], "unet3d": ["member_unet3d"]}
 TEST, VALIDATION = ("case_00009", "case_00010", "case_00011"), ("case_00008",)
@@ -56,13 +56,16 @@ def real(data: str, output: str, *, result: str | None = None) -> Path:
     split.write_text(json.dumps({"training": train, "validation": VALIDATION, "test": TEST}))
     common = {"dataset_dir": str(scans), "split_file": str(split), "ckpt_dir": str(root / "models")}
     plan = stages(root, common, ct=source / "ct/ct_3mm.nii.gz")
-    run(plan, root / "finished.json", version=fingerprint(BUNDLE))
+    finish(plan, root / "all")
     found = voxels(root / "ct/ct_3mm_seg.nii.gz")
     record = {
-        "commands": [stage.shown().replace(output, "OUTPUT").replace(data, "DATA") for stage in plan],
+        "commands": [typed(command).replace(output, "OUTPUT").replace(data, "DATA") for command in plan],
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "split": json.loads(split.read_text()),
-        "scores": {name: summary(root / f"test_{name}") for name in (*MEMBERS, "ensemble", "student")},
+        "scores": {
+            kind: {name: summary(root / f"{kind}_{name}") for name in (*MEMBERS, "ensemble", "student")}
+            for kind in ("cascade", "inside")
+        },
         "real CT": {
             "dice of kidneys and tumours with the automatic kidneys": dice(
                 found > 0, np.isin(voxels(source / "ct/auto_seg_3mm.nii.gz"), KIDNEYS)
@@ -86,9 +89,18 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
         settings = {**common, "output_dir": str(root / "logs"), "val_interval": 2, **budget, **more}
         return stage(f"train {name}", "training", stems=["train", *stems, "reduced", "window"], settings=settings)
 
-    def test(name: str, stems: list[str]) -> Stage:
-        settings = {**common, "output_dir": str(root / f"test_{name}")}
-        return stage(f"test {name}", "evaluating", stems=["train", *stems, "reduced", "window"], settings=settings)
+    def test(name: str, stems: list[str]) -> list[Stage]:
+        """With the first stage, and as published: inside the reference labels."""
+        published = {"locate": False, "clip_source": "reference"}
+        return [
+            stage(
+                f"{kind} {name}",
+                "evaluating",
+                stems=["train", *stems, "reduced", "window"],
+                settings={**common, **more, "output_dir": str(root / f"{kind}_{name}")},
+            )
+            for kind, more in (("cascade", {}), ("inside", published))
+        ]
 
     soft = str(root / "soft_labels")
     return [
@@ -101,9 +113,9 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
             settings={**common, "output_dir": soft},
         ),
         training("student", [], soft_labels=soft),
-        *(test(name, ["train_member", "evaluate", *own]) for name, own in MEMBERS.items()),
-        test("ensemble", ["evaluate", "ensemble"]),
-        test("student", ["evaluate"]),
+        *(done for name, own in MEMBERS.items() for done in test(name, ["train_member", "evaluate", *own])),
+        *test("ensemble", ["evaluate", "ensemble"]),
+        *test("student", ["evaluate"]),
         stage(
             "segment a real CT",
             "inference",

@@ -87,7 +87,7 @@ def study(
         finish(second, folder / "students")
         names = [*MEMBERS, "ensemble", "labels_alone", "student"]
         found[seed] = {name: summary(folder / f"test_{name}") for name in names}
-        commands = commands or [stage.shown() for stage in (*first, *second)]
+        commands = commands or [typed(stage) for stage in (*first, *second)]
     device = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     record = {
         "note": note,
@@ -155,6 +155,11 @@ def stage(title: str, run_id: str, *, stems: Sequence[str], settings: Mapping[st
     for name, value in settings.items():
         words += [f"--{name}", str(value)]
     return Stage(title, words)
+
+
+def typed(command: Stage) -> str:
+    """Returns a command as one types it where Python is called python."""
+    return f"python {command.shown().partition(' ')[2]}"
 
 
 def summary(folder: Path) -> dict[str, float]:
