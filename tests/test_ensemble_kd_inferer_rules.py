@@ -1,4 +1,4 @@
-"""Whole-volume inference of ensemble_kd_kits_ct: devices, progress, memory and bad input."""
+"""Whole-volume inference of ensemble_kd_kits_ct: devices, memory and bad input."""
 
 from __future__ import annotations
 
@@ -30,15 +30,6 @@ def test_device_of_network(make: Callable[..., Inferer]) -> None:
         with pytest.raises(InterruptedError):
             make(device=device)(torch.ones(1, 1, 4, 4, 4), network)
     assert seen == ["cpu", "meta"]
-
-
-@both
-def test_progress_bar(make: Callable[..., Inferer], capsys: pytest.CaptureFixture[str]) -> None:
-    volume = torch.ones(1, 1, 4, 4, 4)
-    make()(volume, Recorder())
-    assert capsys.readouterr().err == ""
-    make(progress=True)(volume, Recorder())
-    assert "100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from ensemble_kd.cases import InputError
 from tests.conftest import NamedPath
-from tests.runs import arguments, copy, load, network_of, run, same
+from tests.runs import copy, load, network_of, run, same
 from tools.phantoms import phantoms as make_phantoms
 
 NAME = "ensemble_kd_kits_ct"
@@ -189,7 +189,3 @@ def test_arguments_of_the_student_are_those_of_inference() -> None:
         parsers.append(parser)
     assert parsers[0]["network_def"] == parsers[1]["network_def"]
     assert parsers[0]["predictor"] == parsers[1]["predictor"]
-
-
-def test_overrides_reach_every_stage() -> None:
-    assert arguments(NAME, "annotate", data=Path("d"), folder=Path("f"))["tile"] == 16

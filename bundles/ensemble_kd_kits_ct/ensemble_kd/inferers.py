@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
-from tqdm import tqdm
 
 from .cases import InputError
 from .networks import DilatedCNN
@@ -23,12 +22,11 @@ Spans = list[tuple[int, int]]
 class _MeanInferer(Inferer):
     """What the two inferers share: their settings, and the answer of the network as probabilities."""
 
-    def __init__(self, *, temperature: float, device: torch.device | str | None, progress: bool) -> None:
+    def __init__(self, *, temperature: float, device: torch.device | str | None) -> None:
         super().__init__()
         _check_settings("must be above 0", temperature=temperature > 0)
         self.temperature = temperature
         self.device = device
-        self.progress = progress
 
     def zeros(self, shape: Sequence[int], *, like: torch.Tensor) -> torch.Tensor:
         """Returns a batch for the network: on its device, in the type that sums of `like` have."""
@@ -38,10 +36,6 @@ class _MeanInferer(Inferer):
     def probabilities(self, logits: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Returns `softmax(logits / temperature)` over the classes, in the type that sums of `like` have."""
         return (logits.to(_sum_type(like)) / self.temperature).softmax(1)
-
-    def bar(self, steps: Sequence[Any]) -> Any:
-        """Returns the steps, behind a progress bar if there is to be one."""
-        return tqdm(steps, disable=not self.progress)
 
 
 class OrthogonalSliceInferer(_MeanInferer):
@@ -63,7 +57,6 @@ class OrthogonalSliceInferer(_MeanInferer):
         batch_voxels: greatest number of pixels, zeros included, of a batch of slices; one slice may have more. The
             default suits the caches of a CPU; a GPU takes more.
         device: where the network is, if not where the volumes are.
-        progress: whether to show a progress bar.
 
     Raises:
         InputError: if an axis is another or is repeated, there is none, or a number is too small.
@@ -78,9 +71,8 @@ class OrthogonalSliceInferer(_MeanInferer):
         temperature: float = 1.0,
         batch_voxels: int = 2**16,
         device: torch.device | str | None = None,
-        progress: bool = False,
     ) -> None:
-        super().__init__(temperature=temperature, device=device, progress=progress)
+        super().__init__(temperature=temperature, device=device)
         fine = bool(axes) and len(set(axes)) == len(axes) and set(axes) <= {0, 1, 2}
         _check_settings(f"must be one or more of 0, 1 and 2, none of them twice, got {list(axes)}", axes=fine)
         _check_settings("must not be negative", margin=margin >= 0)
@@ -116,7 +108,7 @@ class OrthogonalSliceInferer(_MeanInferer):
             for span in self._spans(volumes.shape[2:], axis)
         ]
         sums: torch.Tensor | None = None
-        for index, axis, (start, stop) in self.bar(steps):
+        for index, axis, (start, stop) in steps:
             slices = volumes[index].movedim(axis + 1, 0)[start:stop]
             found = self.probabilities(self._answer(network, slices, *args, **kwargs), volumes)
             sums = _zeros_for(volumes, found.shape[1]) if sums is None else sums
@@ -172,7 +164,6 @@ class ShiftedTilesInferer(_MeanInferer):
         temperature: what logits are divided by ahead of the softmax.
         batch: greatest number of tiles that the network gets at a time.
         device: where the network is, if not where the volumes are.
-        progress: whether to show a progress bar.
 
     Raises:
         InputError: if a number is too small, there are more shifts than a tile allows, or other than three edges.
@@ -186,9 +177,8 @@ class ShiftedTilesInferer(_MeanInferer):
         temperature: float = 1.0,
         batch: int = 1,
         device: torch.device | str | None = None,
-        progress: bool = False,
     ) -> None:
-        super().__init__(temperature=temperature, device=device, progress=progress)
+        super().__init__(temperature=temperature, device=device)
         edges = (tile,) * 3 if isinstance(tile, int) else tuple(tile)
         fine = len(edges) == 3 and min(edges) >= 1
         _check_settings(f"must be one edge or three, of a voxel or more, got {tile}", tile=fine)
@@ -219,7 +209,7 @@ class ShiftedTilesInferer(_MeanInferer):
         volumes = _checked_volumes(inputs)
         places = list(self._places(volumes))
         sums: torch.Tensor | None = None
-        for start, stop in self.bar(_spans(len(places), self.batch)):
+        for start, stop in _spans(len(places), self.batch):
             regions = [volumes[place] for place in places[start:stop]]
             logits = network(self._padded(regions), *args, **kwargs)
             if tuple(logits.shape[2:]) != self.tile:
