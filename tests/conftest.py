@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def package(bundle: str) -> str:
 NAMES = [bundle.name for bundle in BUNDLES]
 each_bundle = pytest.mark.parametrize("bundle", NAMES)
 each_workflow = pytest.mark.parametrize(
-    ("bundle", "workflow"), [(name, flow) for name in NAMES for flow in workflows(name)]
+    ("bundle", "workflow"),
+    [(name, flow) for name in NAMES for flow in workflows(name) if "needs" not in recipe(name)["workflows"][flow]],
 )
 
 
@@ -113,6 +114,24 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
     return cache(
         lambda bundle: random_weights(bundle, tmp_path_factory.mktemp(f"{bundle}_tiny"), **recipe(bundle)["tiny"])
     )
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No bundle's package is imported or can be, as in a new process."""
+    packages = {package(bundle) for bundle in NAMES}
+
+    def forget() -> dict[str, Any]:
+        names = [name for name in sys.modules if name.split(".")[0] in packages]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = forget()
+    roots = {str(bundle) for bundle in BUNDLES}
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in roots])
+    sys.path_importer_cache.clear()  # keeps what a relative entry meant in an earlier working directory
+    yield
+    forget()
+    sys.modules.update(before)
 
 
 @pytest.fixture(scope="session")

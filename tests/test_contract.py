@@ -1,31 +1,23 @@
-"""What MONAI asks of every bundle: ids, metadata, network, exports, config files, loading."""
+"""What MONAI asks of every bundle: ids, metadata, network, config files, loading."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import monai.bundle
-import onnx
 import pytest
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.scripts import _get_fake_input_shape
-from onnx.reference import ReferenceEvaluator
-from torch import distributed, nn
+from torch import distributed
 
 from tests.conftest import NAMES, NamedPath, config_files, each_bundle, each_workflow, package, small, workflows
 from tests.runs import run_id
 from tools import BUNDLES, REPO
-from tools.pack import json_twin, pack
+from tools.pack import json_twin
 
 CONFIGS = [(bundle.name, path.stem) for bundle in BUNDLES for path in sorted(bundle.glob("configs/*.yaml"))]
 IMPORT_COST = """
@@ -57,27 +49,6 @@ def metadata(bundle: str) -> str:
     return str(folder(bundle) / "configs/metadata.json")
 
 
-def network_with_weights(bundle: str, weights: Path) -> tuple[nn.Module, torch.Tensor]:
-    """The network of inference.yaml in evaluation mode, and an input of the shape that the metadata declare."""
-    parser = ConfigParser()
-    parser.read_config(config(bundle, "inference"))
-    parser.read_meta(metadata(bundle))
-    network: nn.Module = parser.get_parsed_content("network_def")
-    network.load_state_dict(torch.load(weights / "model.pt", weights_only=True))
-    torch.manual_seed(1)
-    return network.eval(), torch.rand(_get_fake_input_shape(parser))
-
-
-def export_arguments(bundle: str, weights: Path, target: Path) -> dict[str, Any]:
-    return {
-        "net_id": "network_def",
-        "filepath": str(target),
-        "ckpt_file": str(weights / "model.pt"),
-        "meta_file": metadata(bundle),
-        "config_file": config(bundle, "inference"),
-    }
-
-
 @pytest.fixture
 def process_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What torchrun and the `run` of a multi-GPU overlay set up, for a single process."""
@@ -85,40 +56,6 @@ def process_group(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     distributed.init_process_group("gloo", init_method=(tmp_path / "store").as_uri(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No bundle's package is imported or can be, as in a new process."""
-    packages = {package(bundle) for bundle in NAMES}
-
-    def forget() -> dict[str, Any]:
-        names = [name for name in sys.modules if name.split(".")[0] in packages]
-        return {name: sys.modules.pop(name) for name in names}
-
-    before = forget()
-    roots = {str(bundle) for bundle in BUNDLES}
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in roots])
-    sys.path_importer_cache.clear()  # keeps what a relative entry meant in an earlier working directory
-    yield
-    forget()
-    sys.modules.update(before)
-
-
-@pytest.fixture
-def release(bundle: str, weights: NamedPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder that holds the unpacked release of a bundle with random weights."""
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    ignored = shutil.ignore_patterns("models", "eval", "cache", "__pycache__")
-    source = Path(shutil.copytree(folder(bundle), tmp_path / "source" / bundle, ignore=ignored))
-    for command in (["init", "-q"], ["add", "-A", "."]):
-        subprocess.run(["git", "-C", str(source), *command], check=True)
-    shutil.copytree(weights(bundle), source / "models")
-    (asset,) = pack(str(source), str(tmp_path / "dist"))
-    with zipfile.ZipFile(tmp_path / "dist" / f"{asset}.zip") as archive:
-        archive.extractall(tmp_path / "home")
-    return tmp_path / "home"
 
 
 @each_bundle
@@ -163,30 +100,6 @@ def test_network_keeps_to_its_metadata(bundle: str) -> None:
     )
 
 
-@each_bundle
-def test_torchscript_equals_eager(bundle: str, weights: NamedPath, tmp_path: Path) -> None:
-    monai.bundle.ckpt_export(**export_arguments(bundle, weights(bundle), tmp_path / "model.ts"))
-    extra = {"metadata.json": "", "inference.json": ""}
-    exported = torch.jit.load(str(tmp_path / "model.ts"), _extra_files=extra)  # type: ignore[no-untyped-call]
-    network, x = network_with_weights(bundle, weights(bundle))
-    with torch.inference_mode():
-        x = torch.cat([x, -x])  # a single small volume may be convolved in another way than TorchScript does
-        torch.testing.assert_close(exported(x), network(x))
-    stored = json.loads(extra["inference.json"])
-    assert stored == ConfigParser.load_config_file(config(bundle, "inference"))
-
-
-@each_bundle
-def test_onnx_equals_eager(bundle: str, weights: NamedPath, tmp_path: Path) -> None:
-    monai.bundle.onnx_export(**export_arguments(bundle, weights(bundle), tmp_path / "model.onnx"))
-    exported = ReferenceEvaluator(onnx.load(tmp_path / "model.onnx"))
-    network, x = network_with_weights(bundle, weights(bundle))
-    with torch.inference_mode():
-        expected = network(x)
-    (found,) = exported.run(None, {exported.input_names[0]: x.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(("bundle", "stem"), CONFIGS)
 def test_config_survives_rewriting(bundle: str, stem: str, tmp_path: Path) -> None:
     content = ConfigParser.load_config_file(config(bundle, stem))
@@ -228,21 +141,3 @@ def test_two_bundles_in_one_process(first: str, second: str, fresh: None) -> Non
         file = Path(str(sys.modules[type(network).__module__].__file__))
         assert file.is_relative_to(folder(bundle)) or type(network).__module__.startswith("monai.")
         assert Path(str(sys.modules[package(bundle)].__file__)).parent == folder(bundle) / package(bundle)
-
-
-@each_bundle
-def test_release_loads(
-    bundle: str, release: Path, weights: NamedPath, fresh: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The class is that of the release, not of this checkout, and holds the packed weights."""
-    monkeypatch.syspath_prepend(str(release / bundle))
-    target = ConfigParser.load_config_file(config(bundle, "inference"))["network_def"]["_target_"]
-    expected = torch.load(weights(bundle) / "model.pt", weights_only=True)
-    for kind in ("train", "inference"):
-        network = monai.bundle.load(name=bundle, bundle_dir=str(release), workflow_type=kind)
-        assert type(network).__name__ == target.rpartition(".")[2]
-        file = Path(str(sys.modules[type(network).__module__].__file__))
-        assert file.is_relative_to(release) or type(network).__module__.startswith("monai.")
-        found = network.state_dict()
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -111,7 +111,7 @@ def test_missing_or_damaged_weights(tmp_path: Path, caplog: pytest.LogCaptureFix
     with pytest.raises(ValueError, match=r"models/model.pt: not a torch file"):
         release_files(folder)
     (folder / "models/model.pt").unlink()
-    release_files(folder)
+    pack(str(folder), str(tmp_path / "dist"))
     assert "toy: packed without weights" in caplog.text
 
 
@@ -210,13 +210,28 @@ def test_two_sources_of_a_twin_are_refused(tmp_path: Path) -> None:
         release_files(folder)
 
 
-def test_untracked_bundles_are_refused(tmp_path: Path) -> None:
+def test_bundles_without_git_are_packed_by_their_layout(tmp_path: Path) -> None:
+    """As one that was downloaded: with its twins, among files that came later."""
+    folder = make_bundle(tmp_path / "a")
+    pack(str(folder), str(tmp_path / "dist"))
+    with zipfile.ZipFile(tmp_path / "dist/toy_v0.1.0.zip") as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "b")
+    folder = tmp_path / "b/toy"
+    (folder / "patient.csv").write_text("private")
+    (folder / "eval").mkdir()
+    (folder / "eval/case.csv").write_text("private")
+    (folder / "configs/train.yaml").write_text("a: 2")  # its twin is old now
+    pack(str(folder), str(tmp_path / "again"))
+    with zipfile.ZipFile(tmp_path / "again/toy_v0.1.0.zip") as archive:
+        assert archive.namelist() == names
+        assert json.loads(archive.read("toy/configs/train.json")) == {"a": 2}
+
+
+def test_half_tracked_and_missing_bundles_are_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path)
-    subprocess.run(["git", "-C", str(folder), "rm", "-rq", "--cached", "."], check=True)
+    subprocess.run(["git", "-C", str(folder), "rm", "-q", "--cached", "configs/metadata.json"], check=True)
     with pytest.raises(ValueError, match=r"toy: git does not track configs/metadata.json"):
-        pack(str(folder), str(tmp_path / "dist"))
-    shutil.rmtree(tmp_path / ".git")
-    with pytest.raises(ValueError, match="toy: not in a git checkout"):
         pack(str(folder), str(tmp_path / "dist"))
     assert list((tmp_path / "dist").iterdir()) == []
     with pytest.raises(ValueError, match=r"nobody: no bundle, .*bundles/nobody/configs/metadata.json does not exist"):

@@ -12,9 +12,12 @@ VERBS = {
     "phantoms": "write a phantom data set in the layout of a bundle's real data",
     "split": "divide a data folder into training and validation cases",
     "datalist": "list the scans of several brain-tumour data sets, each once",
+    "label": "serve bundles and scans to annotators with MONAI Label",
     "pack": "make the release zip of a bundle",
+    "registry": "build, verify, publish and fetch from a registry of all bundles",
     "convert": "turn a reference checkpoint into a bundle's weights, and back",
     "results": "write the JSON behind a figure, from the table of an evaluation",
+    "report": "write one HTML page about the runs in a folder of results",
     "benchmark": "measure speed and memory, beside another implementation if given",
 }
 
@@ -31,8 +34,9 @@ def main() -> None:
     import fire
 
     function = getattr(importlib.import_module(f"tools.{verb}"), verb)
+    command = sys.argv[2:] or (["--help"] if isinstance(function, dict) else [])
     try:
-        fire.Fire(function, command=sys.argv[2:], name=f"python -m tools {verb}", serialize=lambda _: None)
+        fire.Fire(function, command=command, name=f"python -m tools {verb}", serialize=lambda _: None)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"python -m tools {verb}: {error}")
 

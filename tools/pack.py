@@ -19,13 +19,14 @@ from tools import REPO
 from tools.checkpoints import read_checkpoint
 from tools.files import replacing
 
-__all__ = ["json_twin", "pack", "release_files"]
+__all__ = ["bundle_folder", "json_twin", "pack", "release_files"]
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, dict[str, str]]
 
 EXCLUDED = {"__pycache__", "cache", "eval"}
+LAYOUT = ("LICENSE", "large_files.yml", "configs/*.yaml", "configs/*.json", "configs/*.conf", "docs/*", "*/*.py")
 _NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)")
 
 
@@ -33,7 +34,8 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     """Packs a bundle into `<output>/<bundle>_v<version>.zip`, ready for `monai.bundle.download` and `load`.
 
     The zip holds what git tracks of the bundle, the weights in its `models` folder, and a JSON twin of every YAML
-    config, because `monai.bundle.load` reads only JSON. Beside it go its `.sha256` and its row in `model_info.json`.
+    config, because `monai.bundle.load` reads only JSON. Of a bundle that git does not track, such as a downloaded one,
+    it holds what the layout of a bundle has. Beside it go its `.sha256` and its row in `model_info.json`.
 
     Args:
         bundle: name of the bundle, or path of its folder.
@@ -44,15 +46,17 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
         The row of `model_info.json`: asset name, SHA-1 (as in MONAI's model zoo) and address.
 
     Raises:
-        ValueError: if the folder is no bundle, git does not track it, or JSON cannot say what a YAML config says.
+        ValueError: if the folder is no bundle, git tracks a part of it without its metadata, or JSON cannot say what a
+            YAML config says.
     """
-    folder = Path(bundle).resolve() if Path(bundle).is_dir() else REPO / "bundles" / bundle
-    if not (folder / "configs" / "metadata.json").is_file():
-        raise ValueError(f"{bundle}: no bundle, {folder / 'configs' / 'metadata.json'} does not exist")
+    folder = bundle_folder(bundle)
     version = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
     target = Path(output).resolve() / f"{folder.name}_v{version}.zip"
     with replacing(target) as temporary:
-        _write_zip(temporary, {f"{folder.name}/{name}": content for name, content in release_files(folder).items()})
+        files = release_files(folder)
+        _write_zip(temporary, {f"{folder.name}/{name}": content for name, content in files.items()})
+    if "models/model.pt" not in files:
+        logger.warning("%s: packed without weights, models/model.pt does not exist", folder.name)
     content = target.read_bytes()
     _write_text(target.with_name(f"{target.name}.sha256"), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n")
     source = f"{url.rstrip('/')}/{target.name}" if url else target.as_uri()
@@ -65,18 +69,28 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     return row
 
 
+def bundle_folder(bundle: str) -> Path:
+    """Returns the folder of a bundle, given its name or the path of its folder.
+
+    Raises:
+        ValueError: if the folder is no bundle.
+    """
+    folder = Path(bundle).resolve() if Path(bundle).is_dir() else REPO / "bundles" / bundle
+    if not (folder / "configs" / "metadata.json").is_file():
+        raise ValueError(f"{bundle}: no bundle, {folder / 'configs' / 'metadata.json'} does not exist")
+    return folder
+
+
 def release_files(folder: Path) -> dict[str, bytes]:
     """Returns path in the bundle -> content of everything that a release of the bundle in `folder` holds.
 
     Raises:
         ValueError: as `pack`.
     """
-    names = _tracked(folder)
+    names = _tracked(folder) or _laid_out(folder)
     if "configs/metadata.json" not in names:
         raise ValueError(f"{folder.name}: git does not track configs/metadata.json, add and commit the bundle first")
     names |= {f"models/{path.name}" for path in (folder / "models").glob("*.pt") if _is_weights(path)}
-    if "models/model.pt" not in names:
-        logger.warning("%s: packed without weights, models/model.pt does not exist", folder.name)
     kept = sorted(name for name in names if not any(part in EXCLUDED or part[0] == "." for part in name.split("/")))
     files = {name: (folder / name).read_bytes() for name in kept}
     for name in kept:
@@ -119,14 +133,20 @@ def _unfaithful(value: object, where: str = "") -> Iterator[str]:
 
 
 def _tracked(folder: Path) -> set[str]:
-    """Returns the paths, relative to `folder`, that git tracks in it."""
+    """Returns the paths, relative to `folder`, that git tracks in it; none outside of a checkout."""
     command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "."]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        raise ValueError(
-            f"{folder.name}: not in a git checkout, what belongs to it is unknown: {result.stderr.strip()}"
-        )
-    return set(filter(None, result.stdout.split("\0")))
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return set()
+    return set(filter(None, result.stdout.split("\0"))) if result.returncode == 0 else set()
+
+
+def _laid_out(folder: Path) -> set[str]:
+    """Returns the paths that a bundle has by its layout; JSON that stands beside YAML is a twin and made anew."""
+    found = {path for pattern in LAYOUT for path in folder.glob(pattern) if path.is_file()}
+    twins = {path for path in found if path.suffix == ".json" and path.with_suffix(".yaml") in found}
+    return {path.relative_to(folder).as_posix() for path in found - twins}
 
 
 def _is_weights(path: Path) -> bool:

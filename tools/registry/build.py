@@ -1,0 +1,95 @@
+"""Everything a release needs, for all bundles at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tools import BUNDLES
+from tools.files import replacing
+from tools.pack import bundle_folder, pack
+from tools.registry.index import read_index
+
+logger = logging.getLogger(__name__)
+
+NOTES = """# {name} {version}
+
+{title}. {description}
+
+{changelog}
+
+Needs MONAI {monai}, PyTorch {torch} and NumPy {numpy}. The code is under the LICENSE in the zip, the weights under the
+terms in its docs/data_license.txt. {use}.
+"""
+
+
+def build(
+    out: str = "dist",
+    *,
+    url: str | None = None,
+    bundles: str | Sequence[str] | None = None,
+    allow_missing_weights: bool = False,
+) -> Path:
+    """Make the registry OUT: of each bundle the zip, its SHA-256 and release notes, and a model_info.json of all.
+
+    The same sources and weights give the same bytes on every machine. Rows of other versions in OUT are kept.
+
+    Args:
+        out: folder to write to.
+        url: address that OUT will be downloaded from. Default: OUT itself, for use on this machine.
+        bundles: names, or paths of folders, separated by commas. Default: all of the collection.
+        allow_missing_weights: make zips without weights as well; `verify` refuses them.
+
+    Returns:
+        The folder OUT.
+
+    Raises:
+        ValueError: a bundle is none, lacks models/model.pt or an entry for its version in the changelog, or cannot be
+            packed. All of the first three kinds are named before anything is written.
+    """
+    chosen = bundles.split(",") if isinstance(bundles, str) else bundles
+    folders = list(BUNDLES) if chosen is None else [bundle_folder(str(name).strip()) for name in chosen]
+    notes = {folder: _notes(folder) for folder in folders}
+    problems = [problem for folder in folders for problem in _problems(folder, allow_missing_weights)]
+    if problems:
+        raise ValueError("\n  ".join(["nothing is built", *problems]))
+    for folder, text in notes.items():
+        (stem,) = pack(str(folder), out, url=url)
+        with replacing(Path(out, f"{stem}.md")) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    logger.info("%s: %d releases; next: python -m tools registry verify %s", out, len(read_index(out)), out)
+    return Path(out)
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _problems(folder: Path, allow_missing_weights: bool) -> list[str]:
+    problems = []
+    if not allow_missing_weights and not (folder / "models/model.pt").is_file():
+        problems.append(f"{folder.name}: models/model.pt does not exist; train it, or give --allow_missing_weights")
+    metadata = _metadata(folder)
+    if metadata["version"] not in metadata.get("changelog", {}):
+        problems.append(f"{folder.name}: configs/metadata.json has no entry {metadata['version']} in its changelog")
+    return problems
+
+
+def _notes(folder: Path) -> str:
+    metadata = _metadata(folder)
+    version = metadata["version"]
+    return NOTES.format(
+        name=folder.name,
+        version=version,
+        title=metadata.get("name", folder.name),
+        description=metadata.get("description", ""),
+        changelog=f"Changes: {metadata.get('changelog', {}).get(version)}.",
+        monai=metadata.get("monai_version"),
+        torch=metadata.get("pytorch_version"),
+        numpy=metadata.get("numpy_version"),
+        use=metadata.get("intended_use", "Research only, not for clinical use"),
+    )

@@ -1,0 +1,72 @@
+"""A download that ends with a bundle that was checked, or with nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+from tools.registry.archive import content_problems, unpack
+from tools.registry.index import Release, download, read_index
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(name: str, *, source: str, bundle_dir: str, version: str | None = None) -> Path:
+    """Download the bundle NAME from the registry SOURCE into the folder BUNDLE_DIR.
+
+    Unlike `monai.bundle.download` it compares the SHA-256, looks into the zip before it unpacks, reads the weights with
+    weights_only=True, and shows the bundle only when all is well: whatever fails, BUNDLE_DIR stays as it was. No code
+    of the bundle runs.
+
+    Args:
+        name: name of the bundle.
+        source: folder or address that holds model_info.json, for example the address of a GitHub release's files.
+        bundle_dir: folder for bundles, as in MONAI; the bundle goes to BUNDLE_DIR/NAME.
+        version: Default: the newest.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        ValueError: the registry has no such bundle or version, another version is there already, or what came is
+            truncated, altered, unsafe or incomplete.
+    """
+    release = _release(source, name, version)
+    target = Path(bundle_dir).resolve() / name
+    if target.exists():
+        present = _version(target)
+        if present != release.version:
+            raise ValueError(f"{target}: there already, in version {present}; remove it to get {release.version}")
+        logger.info("%s: version %s is there already, nothing was downloaded", target, present)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as temporary:
+        download(source, release, target=Path(temporary, release.zip))
+        folder = unpack(Path(temporary, release.zip), release, into=Path(temporary, "unpacked"))
+        if problems := content_problems(folder, release):
+            raise ValueError("\n  ".join([f"{release.zip}: refused", *problems]))
+        folder.rename(target)
+    logger.info("%s: version %s", target, release.version)
+    return target
+
+
+def _release(source: str, name: str, version: str | None) -> Release:
+    index = read_index(source)
+    releases = {release.version: release for release in index if release.name == name}
+    if not releases:
+        names = sorted({release.name for release in index})
+        raise ValueError(f"{source}: no bundle {name}, there are {', '.join(names)}")
+    chosen = max(releases) if version is None else str(version)
+    if chosen not in releases:
+        raise ValueError(f"{source}: no version {chosen} of {name}, there are {', '.join(sorted(releases))}")
+    return releases[chosen]
+
+
+def _version(folder: Path) -> str:
+    """Returns the version of a bundle on disk, or what is there instead."""
+    try:
+        return str(json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown (no configs/metadata.json that says it)"

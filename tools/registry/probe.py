@@ -1,0 +1,41 @@
+"""Loads an unpacked bundle as a user does, in a process of its own: `python -I probe.py <bundle_dir> <name>`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import monai.bundle
+import torch
+
+
+def problems(bundle_dir: str, name: str) -> list[str]:
+    """Returns how the networks that MONAI builds differ from the weights and the metadata.
+
+    Raises:
+        Exception: whatever building or running the network raises.
+    """
+    folder = Path(bundle_dir, name)
+    weights = torch.load(folder / "models/model.pt", map_location="cpu", weights_only=True)
+    found = []
+    for kind in ("train", "inference"):
+        network = monai.bundle.load(name=name, bundle_dir=bundle_dir, workflow_type=kind, device="cpu")
+        state = network.state_dict() if isinstance(network, torch.nn.Module) else {}
+        keys = sorted(state.keys() ^ weights.keys())
+        keys = keys or [key for key in state if not torch.equal(state[key], weights[key])]
+        if keys:
+            found.append(
+                f"models/model.pt does not fit the network of {kind}.json at {len(keys)} keys, first {keys[0]}"
+            )
+    monai.bundle.verify_net_in_out(
+        "network_def",
+        meta_file=str(folder / "configs/metadata.json"),
+        config_file=str(folder / "configs/inference.json"),
+        device="cpu",
+    )
+    return found
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(*sys.argv[1:])))
+    sys.exit("; ".join(problems(*sys.argv[1:])) or 0)
