@@ -3,16 +3,19 @@ PYTHON ?= python3
 BUNDLE ?= vnet_atrial_mri
 PY := .venv/bin/python
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test check bench label test-label
 setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
 test: check
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(if $(SLOW),,-m "not slow") $(ARGS)
+	$(PY) -m pytest --numprocesses auto --maxprocesses 4 -m "$(if $(SLOW),,not slow and )not label" $(ARGS)
 check: .venv/test.done
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check
 bench: setup
 	$(PY) -m tools benchmark --bundle $(BUNDLE) $(ARGS)
+label: .venv-label/label.done
+test-label: .venv/test.done label
+	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/test_label_*.py $(ARGS)
 
 # torch first: the machine decides between its CPU and its GPU build.
 .venv/%.done: pyproject.toml
@@ -20,4 +23,9 @@ bench: setup
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet torch==2.13.0
 	$(PY) -m pip install --quiet --group $*
+	touch $@
+.venv-label/label.done: requirements/label.txt
+	test -x .venv-label/bin/python || $(PYTHON) -m venv .venv-label
+	.venv-label/bin/python -m pip install --quiet torch==2.13.0
+	.venv-label/bin/python -m pip install --quiet --no-deps --requirement requirements/label.txt
 	touch $@

@@ -1,0 +1,43 @@
+"""A real browser without a window."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
+
+
+@contextmanager
+def chromium(profile: Path, *flags: str, logs: bool = False) -> Iterator[webdriver.Chrome]:
+    """Opens Chromium or Chrome; without one the test is skipped, or fails if BROWSER_REQUIRED or LABEL_REQUIRED is set.
+
+    Args:
+        profile: folder for what the browser keeps.
+        flags: further arguments of its command line.
+        logs: record the console and every request.
+    """
+    program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        required = {"BROWSER_REQUIRED", "LABEL_REQUIRED"} & os.environ.keys()
+        (pytest.fail if required else pytest.skip)("needs Chromium and its chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    if logs:
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    try:
+        yield browser
+    finally:
+        browser.quit()

@@ -1,0 +1,170 @@
+"""A MONAI Label server with all bundles: what its client asks for, gets, corrects and trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from tests.conftest import NAMES, each_bundle, label_values
+from tests.label_server import (
+    CASES,
+    SCANS,
+    STACKS,
+    LabelServer,
+    ask,
+    label_environment,
+    make_studies,
+    small_bundle,
+    voxels,
+)
+from tools import REPO
+
+pytestmark = pytest.mark.label
+
+SIBLINGS = {"hadnet_brats_mri": "brain1_t1ce", "lachinov_distillation_brats_mri": "brain1_t2"}
+IMAGES = [(bundle, image.format(1)) for bundle, (image, *_) in SCANS.items()]
+IMAGES += [*SIBLINGS.items(), *((bundle, f"stack_for_{bundle}") for bundle in STACKS)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelServer]:
+    """A server with all bundles and scans of every kind in one folder; the fixture ends when it is gone."""
+    label_environment()
+    folder = tmp_path_factory.mktemp("label")
+    make_studies(folder / "studies", folder / "labels", folder / "phantoms")
+    bundles = [small_bundle(bundle, folder / "bundles") for bundle in NAMES]
+    running = LabelServer(folder, studies=str(folder / "studies"), bundles=bundles)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def names_and_values(bundle: str) -> dict[str, int]:
+    metadata = json.loads((REPO / "bundles" / bundle / "configs/metadata.json").read_text(encoding="utf-8"))
+    named = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    return {name.lower(): int(value) for value, name in named.items() if name.lower() != "background"}
+
+
+def test_lists_all_bundles_with_their_labels(server: LabelServer) -> None:
+    info = server.client.info()
+    assert {name: model["labels"] for name, model in info["models"].items()} == {
+        name: names_and_values(name) for name in NAMES
+    }
+    assert sorted(info["trainers"]) == sorted(NAMES)
+    assert all(model["config"]["model_filename"][0] == "model.pt" for model in info["models"].values())
+
+
+@pytest.mark.parametrize(("bundle", "image"), IMAGES)
+def test_mask_is_that_of_the_bundle(bundle: str, image: str, server: LabelServer, tmp_path: Path) -> None:
+    """On the scan's grid, voxel by voxel what the bundle's own inference writes, whichever sequence is asked for."""
+    mask, answer = server.mask(bundle, image)
+    scan = nibabel.load(Path(server.studies) / f"{image}.nii.gz")
+    assert mask.get_data_dtype() == np.uint8
+    assert mask.shape == scan.shape[:3]
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    assert answer["label_names"] == names_and_values(bundle)
+    assert set(np.unique(voxels(mask)).tolist()) <= label_values(bundle)
+    assert len(np.unique(voxels(mask))) > 1, "a mask of one value proves little"
+    np.testing.assert_array_equal(voxels(mask), voxels(server.expected(bundle, image, tmp_path)))
+
+
+@pytest.fixture
+def corrected(bundle: str, server: LabelServer) -> Iterator[list[str]]:
+    """Images of the bundle's kind with labels as an annotator submits them; no other image has one meanwhile."""
+    images = [SCANS[bundle][0].format(case) for case in CASES]
+    for image in images:
+        server.client.save_label(image, str(server.folder / "labels" / f"{image}.nii.gz"), "final")
+    yield images
+    for image in images:
+        assert ask("DELETE", f"{server.url}/datastore/label?id={image}&tag=final")[0] == 200
+
+
+@each_bundle
+def test_corrected_labels_train_the_next_mask(
+    bundle: str, server: LabelServer, corrected: list[str], tmp_path: Path
+) -> None:
+    """Labels arrive as drawn; an epoch on them leaves new weights, used next, and the old ones beside them."""
+    stored = Path(server.studies) / "labels/final" / f"{corrected[0]}.nii.gz"
+    np.testing.assert_array_equal(
+        voxels(nibabel.load(stored)), voxels(nibabel.load(server.folder / "labels" / stored.name))
+    )
+    models = server.bundle(bundle) / "models"
+    before, (old, _) = (models / "model.pt").read_bytes(), server.mask(bundle, corrected[0])
+    status = server.train(bundle)
+    assert status["status"] == "DONE", "\n".join(status["details"])
+    assert (models / "model.pt").read_bytes() != before
+    assert (models / "model_previous.pt").read_bytes() == before
+
+    new, _ = server.mask(bundle, corrected[0])
+    np.testing.assert_array_equal(voxels(new), voxels(server.expected(bundle, corrected[0], tmp_path)))
+    assert (voxels(new) != voxels(old)).any()
+    again, _ = server.mask(bundle, corrected[0], model_filename="model_previous.pt")
+    np.testing.assert_array_equal(voxels(again), voxels(old))
+
+
+@pytest.mark.parametrize(
+    ("bundle", "image", "status", "text"),
+    [
+        ("vnet_atrial_mri", "nobody", 404, "there is no image nobody in"),
+        ("nothing", "atrium1", 404, "there is no model nothing; there are: ['cooperative_training_acdc_mri', "),
+        ("hadnet_brats_mri", "brain4_flair", 400, "brain4_t2.nii.gz: t2 is missing"),
+        ("lachinov_distillation_brats_mri", "brain4_flair", 400, "t2 is missing"),
+        ("lachinov_distillation_brats_mri", "stack_for_hadnet_brats_mri", 400, "channels, has 3"),
+        ("vnet_atrial_mri", "stack_for_hadnet_brats_mri", 400, "image must be a 3D volume"),
+    ],
+)
+def test_refusal_says_why(bundle: str, image: str, status: int, text: str, server: LabelServer) -> None:
+    told = server.refusal(bundle, image)
+    assert told.startswith(f"Status: {status};")
+    assert text in told
+
+
+def test_a_brain_larger_than_the_network_sees_is_refused(server: LabelServer) -> None:
+    """MONAI Label runs transforms alone, which would cut it; the bundle's check is run before them."""
+    scans = Path(server.studies)
+    for name in ("flair", "t1", "t2"):
+        small = nibabel.load(scans / f"brain1_{name}.nii.gz")
+        large = nibabel.Nifti1Image(np.pad(voxels(small), ((40, 40),) * 3, mode="edge") + 1, small.affine)
+        nibabel.save(large, server.folder / f"large_{name}.nii.gz")
+    assert "the network sees [32, 32, 32]" in server.refusal("hadnet_brats_mri", str(server.folder / "large_t1.nii.gz"))
+
+
+def test_batch_goes_on_after_a_refused_scan(server: LabelServer) -> None:
+    """Every scan of a mixed folder has a result, without a GPU too: a stored mask, or why there is none."""
+    url = f"{server.url}/batch/infer/vnet_atrial_mri?run_sync=true"
+    stack = "stack_for_hadnet_brats_mri"
+    body = json.dumps({"images": ["atrium2", stack]}).encode()
+    status, text = ask("POST", url, body, **{"Content-Type": "application/json"})
+    assert status == 200, text
+    results: dict[str, Any] = json.loads(text)
+    assert "image must be a 3D volume" in results[stack]["error"]
+    stored = nibabel.load(Path(server.studies) / "labels/original/atrium2.nii.gz")
+    np.testing.assert_array_equal(voxels(stored), voxels(server.mask("vnet_atrial_mri", "atrium2")[0]))
+
+
+@pytest.mark.parametrize("bundle", ["vnet_atrial_mri"])
+def test_training_that_cannot_start_says_why(bundle: str, server: LabelServer, corrected: list[str]) -> None:
+    """Two of three labelled scans are kept to validate on; the one that is left fills no batch of two."""
+    body = json.dumps({"max_epochs": 1, "val_split": 0.67}).encode()
+    url = f"{server.url}/train/{bundle}?run_sync=true"
+    status, text = ask("POST", url, body, **{"Content-Type": "application/json"})
+    assert status == 400
+    assert "batch_size: there are fewer training cases than one batch takes" in text
+
+
+def test_weights_of_another_network_are_refused(server: LabelServer) -> None:
+    """MONAI Label alone would segment with random numbers."""
+    file = server.bundle("vnet_atrial_mri") / "models/model.pt"
+    before = file.read_bytes()
+    file.write_bytes((server.bundle("cooperative_training_acdc_mri") / "models/model.pt").read_bytes())
+    try:
+        assert "Error(s) in loading state_dict for VNet" in server.refusal("vnet_atrial_mri", "atrium1")
+    finally:
+        file.write_bytes(before)

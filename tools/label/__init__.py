@@ -1,0 +1,154 @@
+"""A MONAI Label server with the bundles: an app folder for it, and its start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools import BUNDLES, REPO
+from tools.files import replacing
+
+__all__ = ["label", "prepare", "server_command"]
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT = REPO / ".venv-label"
+LEFT_OUT = ("__pycache__", "eval", "cache", "*state.pt", "*_previous.pt", "*.partial", "monailabel_train.json")
+
+
+def label(
+    studies: str,
+    *,
+    app: str = "label_app",
+    bundles: str | Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    environment: str | None = None,
+    **conf: object,
+) -> None:
+    """Start a MONAI Label server for the scans in the folder STUDIES, with every bundle that has weights.
+
+    The bundles are copied to the folder APP at the first start; later starts use what lies there, retrained weights
+    included. `make label` installs the server.
+
+    Args:
+        studies: folder of scans as NIfTI (*.nii.gz), or the address of a DICOMweb store. Labels go to its `labels`.
+        app: folder of the server's own: copies of the bundles, logs.
+        bundles: names or folders of bundles, for example vnet_atrial_mri,hadnet_brats_mri. Default: those in bundles/
+            that have weights.
+        host: address to listen at; 0.0.0.0 lets other machines in, without any password.
+        port: port to listen at.
+        environment: virtual environment of the server. Default: .venv-label.
+        conf: settings of MONAI Label's bundle app, for example --skip_trainers true.
+
+    Raises:
+        ValueError: the server is not installed, there are no scans, or a bundle is none or lacks its weights.
+    """
+    folder = ENVIRONMENT if environment is None else Path(environment).absolute()
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.is_file():
+        raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
+    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise ValueError(f"{studies}: is no folder of scans and no http address")
+    chosen = bundles.split(",") if isinstance(bundles, str) else bundles
+    conf = {"models": ",".join(prepare(app, bundles=chosen)), **conf}
+    command = server_command(python, app=app, studies=studies, host=host, port=port, conf=conf)
+    logger.info("Starting MONAI Label at http://%s:%s/ (stop it with Ctrl+C)\n%s", host, port, " ".join(command))
+    sys.stdout.flush()
+    # Its own programs (torchrun, itkimage2segimage) are found by name.
+    search_path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
+    os.execve(command[0], command, {**os.environ, "PATH": search_path})
+
+
+def server_command(
+    python: Path, *, app: str, studies: str, host: str, port: int, conf: dict[str, object] | None = None
+) -> list[str]:
+    """The words that start the server with the interpreter `python` of its environment."""
+    words = [str(python), "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
+    words += ["--host", host, "--port", str(port)]
+    for name, value in (conf or {}).items():
+        words += ["--conf", name, str(value)]
+    return words
+
+
+def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:
+    """Makes the folder of a MONAI Label app, or completes it.
+
+    A bundle that is in the app already stays as it is; only weights that are missing there are copied again.
+
+    Args:
+        app: the folder.
+        bundles: names or folders of bundles; none: those in bundles/ that have weights.
+
+    Returns:
+        Names of the bundles that were asked for.
+
+    Raises:
+        ValueError: if one of them is no bundle or has no models/model.pt, or none has.
+    """
+    target = Path(app)
+    sources = [_source(name, target) for name in bundles] or _all_with_weights(target)
+    for folder in sources:
+        _copy_bundle(folder, target / "model" / folder.name)
+    with replacing(target / "main.py") as partial:
+        shutil.copyfile(Path(__file__).with_name("app.py"), partial)
+    return [folder.name for folder in sources]
+
+
+def _source(bundle: str, app: Path) -> Path:
+    folder = Path(bundle).resolve() if Path(bundle).is_dir() else REPO / "bundles" / bundle
+    if not (folder / "configs/metadata.json").is_file():
+        raise ValueError(f"{bundle}: no bundle, {folder / 'configs/metadata.json'} does not exist")
+    if not _has_weights(folder, app):
+        raise ValueError(f"{folder / 'models/model.pt'}: there are no such weights, train, convert or download them")
+    return folder
+
+
+def _has_weights(folder: Path, app: Path) -> bool:
+    """Whether a bundle, or its copy in the app, has weights."""
+    return any((place / "models/model.pt").is_file() for place in (folder, app / "model" / folder.name))
+
+
+def _all_with_weights(app: Path) -> list[Path]:
+    """The bundles of the collection that have weights, here or in the app."""
+    found = [folder for folder in BUNDLES if _has_weights(folder, app)]
+    for folder in BUNDLES:
+        if folder not in found:
+            logger.warning("%s: left out, models/model.pt does not exist", folder.name)
+    if not found:
+        raise ValueError("no bundle has weights in its folder models: train, convert or download them first")
+    return found
+
+
+def _copy_bundle(source: Path, target: Path) -> None:
+    ignore = shutil.ignore_patterns(*LEFT_OUT)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
+            Path(shutil.copytree(source, Path(scratch) / source.name, ignore=ignore)).replace(target)
+        logger.info("%s: copied to %s", source.name, target)
+        return
+    names = [path.name for path in (source / "models").glob("*") if not (target / "models" / path.name).exists()]
+    for name in sorted({*names} - {*ignore(str(source), names)}):
+        with replacing(target / "models" / name) as partial:
+            shutil.copyfile(source / "models" / name, partial)
+        logger.info("%s: %s copied to %s", source.name, name, target / "models")
+    old, new = (
+        json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))["version"]
+        for folder in (target, source)
+    )
+    if old != new:
+        logger.warning(
+            "%s: %s has version %s, %s has %s; remove the former to take the latter",
+            source.name,
+            target,
+            old,
+            source,
+            new,
+        )

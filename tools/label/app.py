@@ -1,0 +1,196 @@
+"""The app that MONAI Label serves: its own bundle app, for bundles in its folder alone, with the bundles' own checks.
+
+A copy of this file is the `main.py` of an app folder; it runs in the server's environment, without `tools`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+from monai.bundle import ConfigParser
+from monailabel.interfaces.app import MONAILabelApp  # type: ignore[import-not-found]
+from monailabel.interfaces.exception import MONAILabelException  # type: ignore[import-not-found]
+
+logger = logging.getLogger(__name__)
+
+Request = dict[str, Any]
+
+
+def load_torchvision(load: Callable[[], object]) -> torch.library.Library | None:
+    """Imports torchvision, of which MONAI Label needs drawing functions alone, beside a torch of another build.
+
+    The package index has torchvision for CUDA only. Beside a CPU build of torch its operators do not load, and its
+    declarations of their shapes fail; with names for these operators they pass.
+
+    Args:
+        load: what imports it.
+
+    Returns:
+        The names, which last as long as this object; none where nothing was wrong.
+    """
+    try:
+        load()
+    except RuntimeError as error:
+        if torch.version.cuda is not None or "torchvision::" not in str(error):
+            raise
+        names = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        for operator in ("nms", "qnms"):
+            declared = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            names.define(declared)  # type: ignore[no-untyped-call]
+        load()
+        return names
+    return None
+
+
+def with_weights(models: Path) -> list[str]:
+    """Names of the bundles in a folder that have weights."""
+    return sorted(path.parents[1].name for path in models.glob("*/models/model.pt"))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came from, back to the first."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def http_error(error: Exception) -> HTTPException:
+    """The answer that tells the user what was wrong: status 400 where the scan or the request was, 500 otherwise."""
+    if isinstance(error, HTTPException):
+        return error
+    if isinstance(error, MONAILabelException):
+        return HTTPException(status_code=400, detail=error.msg)
+    for cause in causes(error):
+        if type(cause).__name__ == "InputError":
+            return HTTPException(status_code=400, detail=str(cause))
+    return HTTPException(status_code=500, detail=f"{type(error).__name__}: {error}")
+
+
+def check_scan(folder: Path, image: str) -> None:
+    """Runs the checks of a bundle's inference on one scan, as its command line does; MONAI Label knows none.
+
+    Raises:
+        InputError: of the bundle, what is wrong with the scan.
+    """
+    config = next(path for ending in ("json", "yaml") if (path := folder / f"configs/inference.{ending}").is_file())
+    parser = ConfigParser()
+    parser.read_config(config)
+    parser.update({"bundle_root": str(folder), "dataset_dir": image, "device": "cpu"})
+    for name in [key for key in parser.config if key.startswith("check_")]:
+        parser.get_parsed_content(name)
+
+
+OPERATORS = load_torchvision(lambda: importlib.import_module("torchvision"))
+
+
+def _bundle_app() -> Any:
+    """The module of MONAI Label's bundle app, from where the package puts its sample apps."""
+    path = Path(sys.prefix) / "monailabel/sample-apps/monaibundle/main.py"
+    spec = importlib.util.spec_from_file_location("monaibundle_app", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"{path}: MONAI Label's bundle app is not installed")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[misc]  # found by the name of a base
+    """MONAI Label's bundle app, which serves every bundle with weights in its folder and never asks the network.
+
+    Beyond it: weights must fit their network, scans pass the bundle's own checks, errors reach the client with their
+    text, and a scan that cannot be segmented does not end a batch.
+    """
+
+    def __init__(self, *, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        self.folder = Path(app_dir, "model")
+        names = with_weights(self.folder)
+        chosen = [name.strip() for name in (conf or {}).get("models", ",".join(names)).split(",") if name.strip()]
+        if missing := sorted(set(chosen) - set(names)):
+            raise ValueError(f"{self.folder / missing[0] / 'models/model.pt'}: there are no such weights")
+        if not chosen:
+            raise ValueError(f"{self.folder}: holds no bundle with models/model.pt")
+        local = {"zoo_source": "local", "sam2": "false", **(conf or {}), "models": ",".join(chosen)}
+        super().__init__(app_dir=app_dir, studies=studies, conf=local)
+
+    def init_infers(self) -> dict[str, Any]:
+        """Inference tasks by bundle; weights of another network are an error, not noise in the masks."""
+        return _strict(super().init_infers())
+
+    def init_trainers(self) -> dict[str, Any]:
+        """Training tasks by bundle."""
+        return _strict(super().init_trainers())
+
+    def infer(self, request: Request, datastore: Any = None) -> Any:
+        """Segments one scan.
+
+        Raises:
+            HTTPException: 404 for an unknown bundle or scan, otherwise see `http_error`.
+        """
+        model, image = str(request.get("model")), request.get("image")
+        try:
+            if model not in self._infers:
+                raise HTTPException(status_code=404, detail=f"there is no model {model}; there are: {[*self._infers]}")
+            if isinstance(image, str):
+                check_scan(self.folder / model, self._path(image, datastore or self.datastore()))
+            return super().infer(request, datastore)
+        except Exception as error:
+            raise self._answer(error, f"{model}, {image}") from error
+
+    def batch_infer(self, request: Request, datastore: Any = None) -> Any:
+        """Segments many scans, one after the other; the result of one that cannot be segmented is `{"error": ...}`."""
+
+        def infer(single: Request, store: Any) -> Any:
+            try:
+                return self.infer(single, store)
+            except HTTPException as error:
+                return {"error": error.detail}
+
+        gpus = torch.cuda.device_count()  # without any, MONAI Label would divide the scans among none
+        request = {**request, "multi_gpu": bool(request.get("multi_gpu", True) and gpus), "max_workers": 1}
+        return self._batch_infer(request, datastore or self.datastore(), infer)
+
+    def train(self, request: Request) -> Any:
+        """Trains a bundle on the final labels.
+
+        Viewers send all options that the server offers back to it, an empty `run_id` among them, for which MONAI would
+        evaluate the whole config and not its `run`.
+
+        Raises:
+            HTTPException: see `http_error`.
+        """
+        try:
+            return super().train({name: value for name, value in request.items() if name != "run_id" or value})
+        except Exception as error:
+            raise self._answer(error, f"{request.get('model')}, training") from error
+
+    def _path(self, image: str, datastore: Any) -> str:
+        path = image if image and Path(image).exists() else str(datastore.get_image_uri(image) or "")
+        if not path:
+            raise HTTPException(status_code=404, detail=f"there is no image {image} in {self.studies}")
+        return path
+
+    def _answer(self, error: Exception, what: str) -> HTTPException:
+        answer = http_error(error)
+        logger.error("%s: %s", what, answer.detail, exc_info=error if answer.status_code >= 500 else None)
+        return answer
+
+    def _download_dcmqi_tools(self) -> None:
+        """Leaves the network alone; the package dcmqi has the tool."""
+        if not shutil.which("itkimage2segimage"):
+            logger.warning("itkimage2segimage is not installed: masks cannot be saved as DICOM SEG")
+
+
+def _strict(tasks: dict[str, Any]) -> dict[str, Any]:
+    for task in tasks.values():
+        task.load_strict = True
+    return tasks
