@@ -1,12 +1,13 @@
 """One overview picture of scans with their references and predictions."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from numpy.typing import NDArray
 
@@ -93,6 +94,21 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
     with replacing(Path(path)) as partial:
         figure.savefig(partial, format="png", facecolor=PAPER)
     return Path(path)
+
+
+def picture(case: Case) -> bytes:
+    """One case, drawn as `overview` does, as a PNG file.
+
+    Raises:
+        ValueError: the volumes of the case differ in shape or affine.
+    """
+    volumes = load(case)
+    height, columns = block_height(volumes), 2 + len(case.predictions) + len(case.maps)
+    figure = Figure(figsize=(columns * PANEL_WIDTH, height), facecolor=PAPER, dpi=DPI)
+    draw_case(figure, volumes, name=case.name, height=height)
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", facecolor=PAPER)
+    return drawn.getvalue()
 
 
 def load(case: Case) -> Volumes:
@@ -193,7 +209,7 @@ def best_plane(volumes: Volumes, axis: int) -> int:
     return volumes.image.shape[axis] // 2
 
 
-def draw_case(figure: SubFigure, volumes: Volumes, *, name: str, height: float) -> None:
+def draw_case(figure: FigureBase, volumes: Volumes, *, name: str, height: float) -> None:
     """Draw the heading and the panels of one case into a part of the picture `height` inches tall."""
     box, shown = label_box(volumes), planes(volumes)
     middle = 1 - HEADING / height / 2
@@ -232,7 +248,7 @@ def draw_case(figure: SubFigure, volumes: Volumes, *, name: str, height: float) 
         write_scores(figure, dice(volumes.reference, prediction), at=(right, middle), step=0.27 / columns)
 
 
-def write_scores(figure: SubFigure, scores: Mapping[int, float], *, at: tuple[float, float], step: float) -> None:
+def write_scores(figure: FigureBase, scores: Mapping[int, float], *, at: tuple[float, float], step: float) -> None:
     """Write Dice coefficients in the colours of their labels, to the left of the place `at`, `step` apart."""
     for place, (label, score) in enumerate(reversed(list(scores.items()))):
         text = f"Dice {score:.3f}" if len(scores) == 1 else f"[{label}] {score:.3f}"

@@ -1,0 +1,171 @@
+# Identical in every bundle; python -m tools check compares the copies.
+"""A run's record of itself, as JSON: settings, versions, cases and times; and what MONAI's MLflow handler lacks."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from monai.handlers import MLFlowHandler
+
+__all__ = ["record_run"]
+
+PACKAGES = ("monai", "torch", "numpy", "pytorch-ignite")
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]+@")
+
+
+def record_run(
+    output_dir: str, engine: Engine, *, handlers: Sequence[Any] = (), cases: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Writes `run_<run id>_<time>.json` into `output_dir`; once `engine` is done, the time goes into it too.
+
+    It is a step of a config's run list, the last one before the engine runs. The config as executed, with what the
+    command line changed, is taken from the workflow that runs this step. Only the first of several processes writes.
+    Names and passwords in addresses are left out.
+
+    The learning rate at the start of every epoch becomes a metric of `engine`, so that every log has it.
+
+    Args:
+        output_dir: folder of the run's results.
+        engine: what is about to run.
+        handlers: those of `engine`; MLflow's among them gets the record as an artifact, and the settings as parameters.
+        cases: what the engine works on.
+    """
+    if getattr(engine, "optimizer", None) is not None:
+        engine.add_event_handler(Events.EPOCH_STARTED, _note_learning_rate)
+    if idist.get_rank() > 0:
+        return
+    workflow = _running_workflow()
+    config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
+    meta = config.pop("_meta_", {})
+    started = datetime.now(timezone.utc)
+    run_id = workflow.run_id if workflow else "run"
+    path = Path(output_dir, f"run_{run_id}_{started:%Y%m%d_%H%M%S_%f}.json")
+    record = {
+        "bundle": {"name": Path(__file__).resolve().parents[1].name, "version": meta.get("version")},
+        "run_id": run_id,
+        "started": started.isoformat(),
+        "finished": None,
+        "seconds": None,
+        "command": _command(),
+        "directory": str(Path.cwd()),
+        "device": _device(engine),
+        "processes": idist.get_world_size(),
+        "versions": _versions([*PACKAGES, *meta.get("required_packages_version", {})]),
+        "cases": list(cases),
+        "config": config,
+    }
+    _write(record, path)
+    for handler in handlers:
+        if isinstance(handler, MLFlowHandler):
+            _complete_tracking(handler, engine, artifact=path, settings=_settings(config))
+
+    def finish() -> None:
+        ended = datetime.now(timezone.utc)
+        times = {"finished": ended.isoformat(), "seconds": (ended - started).total_seconds()}
+        _write({**record, **times}, path)
+
+    engine.add_event_handler(Events.COMPLETED, finish)
+
+
+def _running_workflow() -> ConfigWorkflow | None:
+    """The workflow whose step this is: MONAI hands it to no expression, so it is looked for among the callers."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def _write(record: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps(record, indent=1, default=str, ensure_ascii=False)
+    partial.write_text(_CREDENTIALS.sub("", text) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _command() -> str:
+    """The command line of this process, as it is typed."""
+    program, *words = sys.argv
+    module = Path(program)
+    typed = ["python", "-m", "monai.bundle"] if module.parts[-3:] == ("monai", "bundle", "__main__.py") else [program]
+    return " ".join(map(_quoted, [*typed, *words]))
+
+
+def _quoted(word: str) -> str:
+    """A word quoted for a shell, legibly where it holds texts of Python."""
+    legible = "'" in word and not set(word) & set('"$`!\\')
+    return f'"{word}"' if legible else shlex.quote(word)
+
+
+def _device(engine: Engine) -> str:
+    device = torch.device(getattr(engine.state, "device", "cpu"))
+    return f"{device} ({torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()})"
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of those packages that are there."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _note_learning_rate(engine: Engine) -> None:
+    engine.state.metrics["learning_rate"] = engine.optimizer.param_groups[0]["lr"]
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The config's numbers, texts and flat lists, without what refers to other items or is an expression."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, str):
+            return not value.startswith(("$", "@", "%"))
+        return isinstance(value, bool | int | float)
+
+    chosen = {
+        name: value
+        for name, value in config.items()
+        if name != "save_execute_config" and (plain(value) or (isinstance(value, list) and all(map(plain, value))))
+    }
+    return {name: _CREDENTIALS.sub("", str(value))[:500] for name, value in chosen.items()}
+
+
+def _complete_tracking(tracker: MLFlowHandler, engine: Engine, *, artifact: Path, settings: Mapping[str, str]) -> None:
+    """Gives MONAI's tracker what it leaves out: the record, the settings, and an end to the run of an evaluation.
+
+    It loses the loss of single steps, which MONAI logs under the name of an epoch's mean, and from lists only.
+    """
+    tracker.artifacts = (*tracker.artifacts, str(artifact))
+    if engine.has_event_handler(tracker.iteration_completed, Events.ITERATION_COMPLETED):
+        engine.remove_event_handler(tracker.iteration_completed, Events.ITERATION_COMPLETED)
+
+    def log_settings() -> None:
+        run_id = tracker.cur_run.info.run_id
+        known = tracker.client.get_run(run_id).data.params  # a run that goes on keeps them, MLflow lets none change
+        for name, value in settings.items():
+            if name not in known:
+                tracker.client.log_param(run_id, name, value)
+
+    engine.add_event_handler(Events.STARTED, log_settings)
+    if not tracker.close_on_complete:
+        engine.add_event_handler(Events.COMPLETED, tracker.close)

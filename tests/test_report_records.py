@@ -1,0 +1,128 @@
+"""What a run leaves about itself, and that every config of every bundle lets it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ignite.distributed
+import pytest
+import torch
+import yaml
+from ignite.engine import Engine
+
+from tests.conftest import NAMES, NamedPath
+from tests.runs import cases, copy, run
+from tools import REPO
+from vnet_atrial.record import record_run
+
+VNET = "vnet_atrial_mri"
+CONFIGS = sorted(path for name in NAMES for path in (REPO / "bundles" / name / "configs").glob("*.yaml"))
+ENGINES = {"$@train::trainer.run()": "train", "$@validate::evaluator.run()": "validate", "$@evaluator.run()": ""}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("run_*.json"))]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_every_run_records(path: Path) -> None:
+    """Right before its engine runs, each list of steps records that engine, its handlers and its cases."""
+    steps = yaml.safe_load(path.read_text(encoding="utf-8")).get("run", [])
+    for before, step in zip(["", *steps], steps, strict=False):
+        if step in ENGINES:
+            group = f"{ENGINES[step]}::" if ENGINES[step] else ""
+            engine = step.removeprefix("$").removesuffix(".run()")
+            given = f"{engine}, handlers=@{group}handlers, cases=@{group}dataset::data"
+            assert before == f"$record_run(@output_dir, {given})"
+
+
+@pytest.fixture(scope="module")
+def recorded(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of two epochs and an inference, in one folder of results."""
+    folder = tmp_path_factory.mktemp("recorded")
+    copy(tiny_weights(VNET), folder / "models")
+    settings = {"tracker": "https://me:secret@host/x", "max_epochs": 2, "learning_rate": 0.05}
+    run(VNET, "train", data=phantoms(VNET), folder=folder, **settings)
+    run(VNET, "inference", data=phantoms(VNET), folder=folder)
+    return folder
+
+
+def test_record_holds_what_was_run(recorded: Path, phantoms: NamedPath) -> None:
+    inference, training = records(recorded / "eval")
+    assert (training["run_id"], inference["run_id"]) == ("training", "inference")
+    assert training["config"]["learning_rate"] == 0.05
+    assert training["config"]["network_def"]["channels"] == [2, 4, 8, 16, 32]
+    assert "_meta_" not in training["config"]
+    metadata = json.loads((REPO / "bundles" / VNET / "configs/metadata.json").read_text())
+    assert training["bundle"] == {"name": VNET, "version": metadata["version"]}
+    assert training["versions"]["torch"] == str(torch.__version__)
+    assert training["versions"]["nibabel"]
+    split = cases(VNET, phantoms(VNET))
+    assert training["cases"] == split["training"]
+    assert {case["case"] for case in inference["cases"]} == {c["case"] for part in split.values() for c in part}
+    assert training["device"].startswith("cpu (")
+    assert 0 < training["seconds"] < 600
+    assert training["started"] <= training["finished"] <= inference["started"]
+
+
+def test_no_password_and_no_environment_is_recorded(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "".join(path.read_text() for path in (recorded / "eval").glob("run_*.json"))
+    assert "https://host/x" in text
+    assert "secret" not in text
+    assert "PATH" not in text
+
+
+def engine_of(*, fails: bool = False) -> Engine:
+    def step(_: Engine, __: Any) -> None:
+        if fails:
+            raise InterruptedError
+
+    engine = Engine(step)
+    engine.state.device = torch.device("cpu")
+    return engine
+
+
+def test_run_that_fails_has_no_end(tmp_path: Path) -> None:
+    engine = engine_of(fails=True)
+    record_run(str(tmp_path), engine)
+    with pytest.raises(InterruptedError):
+        engine.run([0])
+    (record,) = records(tmp_path)
+    assert record["finished"] is record["seconds"] is None
+    assert record["config"] == {}  # there is no workflow
+    assert [path.name for path in tmp_path.iterdir()] == [path.name for path in tmp_path.glob("run_run_*.json")]
+
+
+def test_one_process_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ignite.distributed, "get_rank", lambda: 1)
+    engine = engine_of()
+    record_run(str(tmp_path), engine)
+    engine.run([0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_learning_rate_is_that_of_the_epochs_begin(tmp_path: Path) -> None:
+    engine = engine_of()
+    group = {"lr": 0.5}
+    engine.optimizer = SimpleNamespace(param_groups=[group])
+    seen = []
+
+    @engine.on(ignite.engine.Events.EPOCH_COMPLETED)
+    def halve() -> None:
+        seen.append(engine.state.metrics["learning_rate"])
+        group["lr"] /= 2
+
+    record_run(str(tmp_path), engine)
+    engine.run([0], max_epochs=3)
+    assert seen == [0.5, 0.25, 0.125]
+
+
+def test_command_is_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/x/monai/bundle/__main__.py", "run", "training", "--patch_size", "[32, 32]", "--x", "['a','b']"]
+    monkeypatch.setattr("sys.argv", words)
+    record_run(str(tmp_path), engine_of())
+    (record,) = records(tmp_path)
+    assert record["command"] == "python -m monai.bundle run training --patch_size '[32, 32]' --x \"['a','b']\""
