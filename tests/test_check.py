@@ -78,6 +78,7 @@ class Case(NamedTuple):
 
 META, TRAINING, INFER = "configs/metadata.json", "configs/train.yaml", "configs/inference.yaml"
 NET, README, LARGE, TOO_LONG = "alpha/networks.py", "docs/README.md", "large_files.yml", "    1\n" * 60
+ENGINES = "imports: [$import torch_tensorrt]"
 EMPTY = "dataset: {_target_: Dataset, data: []}"
 ENTRY = "large_files: [{path: models/model.pt, url: u, hash_type: %s, hash_val: %s}]"
 CASES = [
@@ -108,6 +109,7 @@ CASES = [
     Case("self_contained", TRAINING, "tests", swap(TRAINING, "bundle_root", "imports: [$import tests]\nbundle_root")),
     Case("listed_requirements", NET, "scikit-image", swap(NET, "import torch", "import skimage.measure")),
     Case("listed_requirements", TRAINING, "tensorboard", swap(TRAINING, "StatsHandler", "TensorBoardStatsHandler")),
+    Case("listed_requirements", TRAINING, "tensorrt", swap(TRAINING, "bundle_root", f"{ENGINES}\nbundle_root")),
     Case("metadata_schema", META, "authors", swap(META, '"authors": "text"', '"authors": ["me"]')),
     Case("metadata_schema", META, "'task' is a required", swap(META, '"task"', '"job"')),
     Case("metadata_schema", META, "inputs.image", swap(META, '"format": "raw",', "")),

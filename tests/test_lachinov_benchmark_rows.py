@@ -3,7 +3,6 @@
 import importlib
 import json
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,6 @@ def whole_brain(state_dict, inputs, device):
             turned = [net(x), net(x.flip(2)).flip(2), net(x.flip(3)).flip(3), net(x.flip(2, 3)).flip(2, 3)]
         return {"probabilities": torch.stack([1 / (1 + (-y).exp()) for y in turned]).mean(0)}
     return segment
-
-def exported(state_dict, inputs, device):
-    net, _ = load(state_dict)
-    return lambda: {"probabilities": (net(inputs["image"]).detach() / 2).tanh() / 2 + 0.5}
 """
 
 
@@ -74,15 +69,13 @@ def recipe(part: str = "benchmark") -> Any:
 def small_rows() -> list[Row]:
     """All rows but the start-up of a process, at sizes for a test."""
     made = recipe()
-    rows = [
+    return [
         made.training_step(CPU, PATCH),
         made.whole_brain(CPU, SIZE),
         made.data_pipeline(FILES, changes=SAMPLES),
         made.annotation(CPU, FILES, changes=TINY),
         made.augmentation(SIZE, patch=PATCH),
-        made.exported(PATCH),
     ]
-    return rows if find_spec("onnxruntime") else rows[:-1]
 
 
 def small_row(name: str) -> Row:
@@ -102,16 +95,15 @@ def test_every_way_of_doing_a_row_and_a_foreign_one_agree(tmp_path: Path) -> Non
             reasons[row.name, name] = compare(
                 results[name], results["plain"], atol=setting.atol, rtol=setting.rtol
             ).reason
-    names = {row.name for row in rows}
-    assert {row for row, name in reasons if name == "baseline"} == names & {"training_step", "whole_brain", "exported"}
+    assert {row for row, name in reasons if name == "baseline"} == {"training_step", "whole_brain"}
     assert {way: reason for way, reason in reasons.items() if reason} == {}
 
 
 def test_rows_of_a_cpu() -> None:
     """What a foreign implementation gets has the reference's 93 tensors."""
     made = recipe().rows(CPU)
-    names = ["training_step", "whole_brain", "data_pipeline", "annotation", "augmentation", "start_up"]
-    assert [row.name for row in made] == names + (["exported"] if find_spec("onnxruntime") else [])
+    names = ["training_step", "whole_brain", "data_pipeline", "annotation", "augmentation", "export", "start_up"]
+    assert [row.name for row in made] == names
     assert len(made[0].state_dict()) == len(made[1].state_dict()) == 93
 
 

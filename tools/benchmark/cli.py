@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from tools import BUNDLES
+from tools.benchmark.card import card_table
 from tools.benchmark.measurement import measure
-from tools.benchmark.report import environment, table, write_json
+from tools.benchmark.report import environment, recorded, table, write_json
 from tools.benchmark.row import Baseline, Row, Setting, Work
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def benchmark(
     baseline: str | None = None,
     repeats: int = 5,
     threads: int | None = None,
+    card: bool = False,
 ) -> None:
     """Measure speed and memory of the bundles, after checking that all ways of doing a thing give the same result.
 
@@ -36,7 +38,7 @@ def benchmark(
 
     Args:
         bundle: Name of a bundle, default all.
-        rows: Names of the rows to measure, separated by commas, default all.
+        rows: Names of the rows to measure, separated by commas, default all but `export`, which takes minutes.
         device: Where to compute, `cpu` or `cuda`.
         json: File for the complete record: all repeats, versions, machine, commit and command line.
         baseline: Python file with a foreign implementation of some of the bundle's rows: per row a function of its
@@ -44,6 +46,7 @@ def benchmark(
             and returns a callable, which does one unit and returns its outputs. `state_dict` has the reference's keys.
         repeats: Timed units per setting.
         threads: CPU threads of PyTorch, default its own choice.
+        card: Whether to print the row `export` of a bundle as a table for its model card instead.
 
     Raises:
         FileNotFoundError: If the baseline file does not exist.
@@ -68,7 +71,7 @@ def benchmark(
         results[name] = measure(part, device=target, repeats=repeats)
         if json is not None:
             write_json(Path(json), results, environment=machine)
-    sys.stdout.write(table(machine, results))
+    sys.stdout.write(card_table(recorded(results, environment=machine)) if card else table(machine, results))
     if any(result.void for part in results.values() for result in part):
         raise SystemExit(1)
 
@@ -97,7 +100,7 @@ def select(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str,
 
     Args:
         rows: Rows by bundle.
-        names: Names to keep; none keeps all.
+        names: Names to keep; none keeps all but those on request.
 
     Returns:
         Rows by bundle, without the bundles that have none left.
@@ -109,7 +112,10 @@ def select(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str,
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown rows: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
-    kept = {bundle: [row for row in part if not names or row.name in names] for bundle, part in rows.items()}
+    kept = {
+        bundle: [row for row in part if (row.name in names if names else not row.on_request)]
+        for bundle, part in rows.items()
+    }
     return {bundle: part for bundle, part in kept.items() if part}
 
 

@@ -65,6 +65,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def recorded(results: Mapping[str, Sequence[RowResult]], *, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record: `environment`, and under `rows` all results as plain data."""
+    rows = [{"bundle": bundle} | asdict(result) for bundle, part in results.items() for result in part]
+    return {**environment, "rows": rows}
+
+
 def write_json(path: Path, results: Mapping[str, Sequence[RowResult]], *, environment: Mapping[str, Any]) -> None:
     """Write the record in one step, so that a reader never sees half of it.
 
@@ -73,9 +79,9 @@ def write_json(path: Path, results: Mapping[str, Sequence[RowResult]], *, enviro
         results: Row results by bundle.
         environment: Result of `environment`.
     """
-    rows = [{"bundle": bundle} | asdict(result) for bundle, part in results.items() for result in part]
+    content = recorded(results, environment=environment)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps({**environment, "rows": rows}, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResult]]) -> str:
@@ -90,7 +96,7 @@ def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResu
     """
     peak = environment["peak_float32_flops_per_second"] / 1e9
     text = (
-        f"{environment['device']['name']}, {environment['threads']} CPU threads, float32 peak {_digits(peak)} GFLOP/s\n"
+        f"{environment['device']['name']}, {environment['threads']} CPU threads, float32 peak {digits(peak)} GFLOP/s\n"
     )
     for bundle, part in results.items():
         lines = [_COLUMNS, *(line for result in part for line in _lines(result))]
@@ -105,6 +111,17 @@ def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResu
     return f"{text}\n{_LEGEND}"
 
 
+def digits(value: float) -> str:
+    """Returns a number of three significant digits, without an exponent."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    """Returns a time with its unit, from microseconds to seconds."""
+    scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e-3, "ms")) if value >= s), (1e-6, "us"))
+    return f"{digits(value / scale)} {unit}"
+
+
 def _lines(result: RowResult) -> list[tuple[str, ...]]:
     if result.void:
         return [(result.row, "void", *[""] * (len(_COLUMNS) - 2))]
@@ -117,24 +134,15 @@ def _line(result: RowResult, name: str, figures: SettingResult) -> tuple[str, ..
     return (
         result.row,
         name,
-        _seconds(figures.median),
-        " .. ".join(map(_seconds, figures.quartiles)),
+        seconds(figures.median),
+        " .. ".join(map(seconds, figures.quartiles)),
         f"{figures.speed_up:.2f}x",
-        "-" if memory is None else f"{_digits(memory / 2**20)} MiB",
-        _seconds(figures.cpu_seconds),
-        "-" if rate is None else _digits(rate / 1e9),
+        "-" if memory is None else f"{digits(memory / 2**20)} MiB",
+        seconds(figures.cpu_seconds),
+        "-" if rate is None else digits(rate / 1e9),
         "-" if share is None else f"{share:.0%}",
         "-" if deviation is None else f"{deviation:.1e}",
     )
-
-
-def _digits(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
-
-
-def _seconds(value: float) -> str:
-    scale, unit = next(((s, u) for s, u in ((1.0, "s"), (1e-3, "ms")) if value >= s), (1e-6, "us"))
-    return f"{_digits(value / scale)} {unit}"
 
 
 def _cpu_model() -> str:

@@ -54,6 +54,7 @@ class Row:
         rtol: Relative tolerance of a baseline.
         work: Floating-point operations of one unit. `None` counts them on `plain` (those of matrix products and
             convolutions, forward and backward); 0 marks work that is not arithmetic and has no floor.
+        on_request: Whether the row, a long one, is measured only where it is named.
 
     Raises:
         ValueError: If the name is no identifier or there is no setting `plain`.
@@ -67,6 +68,7 @@ class Row:
     atol: float = 1e-5
     rtol: float = 1e-4
     work: int | None = None
+    on_request: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -12,6 +12,7 @@ in front (`image_encoder.general_encoder...`), **axis order and classes**: kerne
 | `whole_stack` | network | `image` int16 `(x, y, z)`, `spacing` and `pixdim` in mm, `patch_size` | `share` of the voxels of every class `(4,)` |
 | `data_pipeline` | | `cases`: paths; `pixdim`, `patch_size` | every labelled slice in its two versions; of no use for a comparison |
 | `augmentation` | | `image` and `label` `(1, x, y)` as cached, `patch_size`, `draws` | `twin_image`, `twin_label`: the last version that is not random |
+| `export` | | | |
 | `start_up` | | | |
 
 A training step is noise, all losses, one backward pass and Adam (learning rate 1e-4); both codes are masked by channel.
@@ -31,6 +32,7 @@ from ignite.utils import manual_seed
 
 from cooperative_training.inferers import StackInferer
 from tools.benchmark import Row, Setting
+from tools.benchmark.exports import export, probabilities
 from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
 from tools.recipes.cooperative_training_acdc_mri import benchmark_inputs as given
 from tools.recipes.cooperative_training_acdc_mri.benchmark_inputs import BUNDLE, PIXDIM, SPACING, Size
@@ -57,6 +59,7 @@ def rows(device: torch.device) -> list[Row]:
         whole_stack(device, SCAN, patch_size=PATCH),
         data_pipeline(SCAN, patch_size=PATCH),
         augmentation(SCAN, patch_size=PATCH),
+        export(BUNDLE, device, shape=(10, 1, *PATCH), activation=probabilities),
         start_up(BUNDLE),
     ]
 

@@ -11,6 +11,7 @@ background and both for the network with the large receptive field. Images are i
 | `ensemble` | three networks, each with its name `dilated.`, `resnet.` or `unet.` in front | `image` `(1, 1, x, y, z)`; `tile`, `shifts` | `mean` and `spread` `(1, C, x, y, z)` of the members' probabilities |
 | `windows_centre`, `windows_area` | | `cases`: `image` and `label` `(1, x, y, z)`; `window`, `margin`, `axes`, `criterion`, `ratios`, `batch_size` | `accepted` `(B,)`, `windows` `(C,)` and `patch` `(1, h, w)`: see the function `windows` |
 | `augmentation` | | those, and `soft` `(C, x, y, z)` of the cases; `rotation`, standard deviation of the angle in degrees | those; `total` `(B, h, w)`: sums of the soft labels over the classes |
+| `export` | | | |
 | `start_up` | | | |
 
 A training step is distillation as in `train.yaml` and Adam, without dropout: its random numbers are each one's own.
@@ -26,6 +27,7 @@ import torch
 
 from ensemble_kd.sampling import PatchBatches
 from tools.benchmark import Row, Setting
+from tools.benchmark.exports import export, probabilities
 from tools.benchmark.settings import autocast, by_engine, start_up, times
 from tools.recipes.ensemble_kd_kits_ct import benchmark_inputs as given
 from tools.recipes.ensemble_kd_kits_ct.benchmark_inputs import BUNDLE, IN_ENSEMBLE, MEMBERS, SCAN, Size
@@ -70,6 +72,7 @@ def rows(device: torch.device) -> list[Row]:
         windows("windows_centre", "dilated35", size=SCAN),
         windows("windows_area", "dilated131", size=SCAN),
         augmentation(SCAN),
+        export(BUNDLE, device, shape=(4, 1, 256, 256), activation=probabilities),
         start_up(BUNDLE),
     ]
 

@@ -13,6 +13,7 @@ and so are the arrays of all rows but `whole_scan`. Classes are 0 background, 1 
 | `uncertainty` | student | `image` `(1, 3, s, a, l)`, `samples` | `ET`, `TC`, `WT` `(1, s, a, l)` from 0 to 100 |
 | `data_pipeline` | | `cases`: paths `image` (of FLAIR) and `label`; `pixdim` and `size` along S, A, L | `image` and `label` of the last case, as a batch of the above |
 | `augmentation` | | `image` `(4, s, a, l)`, `brain` and `label` `(1, s, a, l)` uint8, `draws` | the last draw, of no use for a comparison |
+| `export` | | | |
 | `start_up` | | | |
 
 An adversarial step is one of the student and one of the discriminator, which always learns, by Adam (learning rate 2e-4);
@@ -32,6 +33,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 
 from hadnet.uncertainty import MonteCarloDropout, region_uncertainty
 from tools.benchmark import Row, Setting
+from tools.benchmark.exports import export, probabilities
 from tools.benchmark.settings import by_engine, start_up, times
 from tools.recipes.hadnet_brats_mri import benchmark_inputs as given
 from tools.recipes.hadnet_brats_mri.benchmark_inputs import BUNDLE, STUDENT, Size
@@ -57,6 +59,7 @@ def rows(device: torch.device) -> list[Row]:
         uncertainty(device, size, filters=filters),
         data_pipeline(SCAN, spacing=(1, 1, 1), size=SIZE),
         augmentation(device, SIZE),
+        export(BUNDLE, device, shape=(1, 3, *SIZE), activation=probabilities),
         start_up(BUNDLE),
     ]
 

@@ -7,10 +7,10 @@ included; arrays are along (x, y, z) as in files. Regions are WT, TC, ET; sequen
 |---|---|---|---|
 | `training_step` | student | `image` `(1, 4, x, y, z)` normalised; `label` `(1, 3, x, y, z)` from 0 to 1, both float32; `learning_rate` | `loss`; `gradient`, the norm of all of it; `parameters` `(86,)`: mean of each tensor after the step, sorted by their names in the reference |
 | `whole_brain` | student | `image` `(1, 4, x, y, z)` | `probabilities` `(1, 3, x, y, z)`, mean of four mirror images |
-| `exported` | student | `image` `(1, 4, x, y, z)` | `probabilities` `(1, 3, x, y, z)` |
 | `data_pipeline` | | `folder` of cases | `image` `(1, 4, ...)` and `label` `(1, 3, ...)` of the last patch |
 | `augmentation` | | `image` `(4, x, y, z)`, `label` `(3, x, y, z)`, `centres` `(2, 3)`: least and greatest; `patch`, `draws` | `image` and `label` of the last patch |
 | `annotation` | | `folder` of scans | `share` `(2, 4)`: of values 0, 1, 2, 4 in the label maps of the first two; `disagreement` `(2,)`, its means |
+| `export` | | | |
 | `start_up` | | | |
 
 A training step is by Adam with `amsgrad` and a weight decay of 1e-6. Random numbers of both sampling rows are drawn by
@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import nibabel
@@ -30,12 +29,14 @@ import torch
 
 from lachinov_distillation.sampling import tumour_centres
 from tools.benchmark import Row, Setting
+from tools.benchmark.exports import export
 from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
 from tools.recipes.lachinov_distillation_brats_mri import benchmark_inputs as given
 from tools.recipes.lachinov_distillation_brats_mri.benchmark_inputs import BUNDLE, Size
 
 FILES = (240, 240, 155)
 SCAN = (160, 192, 160)
+BRAIN = (144, 176, 144)
 PATCH = (144, 144, 128)
 DRAWS = 4
 RATE = 0.01  # so that a step can be told from rounding
@@ -54,16 +55,15 @@ Outputs = dict[str, Any]
 def rows(device: torch.device) -> list[Row]:
     """Returns the workloads; on a CPU networks see less, files are the challenge's everywhere."""
     cuda = device.type == "cuda"
-    made = [
+    return [
         training_step(device, PATCH if cuda else (64, 64, 64)),
-        whole_brain(device, (144, 176, 144)),
+        whole_brain(device, BRAIN),
         data_pipeline(FILES),
         annotation(device, FILES, changes={} if cuda else NARROW),
         augmentation(SCAN, patch=PATCH),
+        export(BUNDLE, device, shape=(1, 4, *BRAIN), activation=torch.sigmoid),
         start_up(BUNDLE),
     ]
-    # A process of its own for the CPU: onnxruntime's build for it is not there beside that for GPUs.
-    return made if cuda or find_spec("onnxruntime") is None else [*made, exported((96, 96, 96))]
 
 
 def training_step(device: torch.device, size: Size) -> Row:
@@ -116,33 +116,6 @@ def whole_brain(device: torch.device, size: Size) -> Row:
         name="whole_brain",
         unit=f"probabilities of {times(size)} voxels from four mirror images",
         settings=plain_and_fast(prepare, device, atol=0.2, rtol=0),  # on a CPU by bfloat16.yaml
-        state_dict=given.reference_names,
-        inputs=lambda: {"image": image()},
-        atol=1e-4,
-    )
-
-
-def exported(size: Size) -> Row:
-    """Returns the row of the student on a CPU, by PyTorch and by onnxruntime."""
-
-    def image() -> torch.Tensor:
-        return given.batch(size)["image"]
-
-    def answering(network: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Outputs]:
-        def answer() -> Outputs:
-            with torch.inference_mode():
-                return {"probabilities": network(image()).sigmoid()}
-
-        return answer
-
-    return Row(
-        name="exported",
-        unit=f"probabilities of {times(size)} voxels",
-        settings={
-            "plain": Setting(prepare=lambda: answering(copy.deepcopy(given.network()).eval())),
-            # Its normalisation is a hundred times less accurate, and the more so, the larger the volume.
-            "onnxruntime": Setting(prepare=lambda: answering(given.exported(size)), atol=0.02),
-        },
         state_dict=given.reference_names,
         inputs=lambda: {"image": image()},
         atol=1e-4,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from monai.data import DataLoader, Dataset
 from monai.inferers import Inferer
 from monai.transforms import Compose
-from monai.utils import optional_import
 
 from lachinov_distillation.labels import CHANNELS
 from lachinov_distillation.networks import ResUNet
@@ -25,8 +24,6 @@ from tools.benchmark.settings import config
 from tools.convert import KeyMap, load_key_map
 from tools.phantoms import Volume, phantoms
 from tools.recipes.lachinov_distillation_brats_mri.phantoms import case
-
-onnxruntime, _ = optional_import("onnxruntime")
 
 NAME = Path(__file__).parent.name
 BUNDLE = REPO / "bundles" / NAME
@@ -159,22 +156,3 @@ def annotator(files: Size, *, cases: int, device: torch.device, changes: Mapping
     evaluator = parser.get_parsed_content("evaluator")
     evaluator.logger.setLevel("WARNING")
     return evaluator, annotation
-
-
-def exported(size: Size) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Returns the student in onnxruntime, exported for volumes of any size, with as many threads as PyTorch."""
-    path = Path(tempfile.mkdtemp(dir=_folder().name)) / "student.onnx"
-    torch.onnx.export(
-        copy.deepcopy(network()).eval(),
-        (torch.zeros(1, len(SEQUENCES), *size),),
-        str(path),
-        dynamo=False,
-        opset_version=18,
-        input_names=["image"],
-        output_names=["logits"],
-        dynamic_axes={name: {2: "h", 3: "w", 4: "d"} for name in ("image", "logits")},
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])

@@ -14,6 +14,7 @@ baseline turns its inputs with `permute(0, 1, 4, 3, 2)` in its preparation, and 
 | `preparation` | | `image`, `label`: paths; `patch_size` | `image` as it is, `label` in {0, 1}, both float32 `(1, x, y, z)`: the label's box with a third of the patch as margin on each side |
 | `augmentation` | | `image`, `label` as prepared | one random sample, of no use for a comparison |
 | `metrics` | | `prediction`, `label` `(x, y, z)`, `spacing` in mm | `dice`, `iou`, `precision`, `recall`, `hd` in mm |
+| `export` | | | |
 | `start_up` | | | |
 
 A training step is forward pass, batch Dice loss, backward pass and Adam step (learning rate 3e-4). The weights of
@@ -34,6 +35,7 @@ from monai.losses import DiceLoss
 from monai.transforms import LoadImage
 
 from tools.benchmark import Row, Setting
+from tools.benchmark.exports import export
 from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
 from tools.recipes.vnet_atrial_mri import benchmark_inputs as given
 from tools.recipes.vnet_atrial_mri.benchmark_inputs import BUNDLE, SPACING, Size
@@ -60,6 +62,7 @@ def rows(device: torch.device) -> list[Row]:
         preparation(device, SCAN, patch_size=PATCH),
         augmentation(device, SCAN, patch_size=PATCH),
         metrics(CROP),
+        export(BUNDLE, device, shape=(1, 1, *PATCH), activation=torch.sigmoid),
         start_up(BUNDLE),
     ]
 

@@ -1,0 +1,47 @@
+"""The latency table of a model card, from the record of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tools.benchmark.report import digits, seconds
+
+WAYS = {
+    "plain": "PyTorch",
+    "torchscript": "TorchScript",
+    "onnxruntime": "onnxruntime",
+    "amp": "PyTorch with AMP, on a GPU",
+    "compile": "`torch.compile`, on a GPU",
+    "tensorrt_fp32": "TensorRT, fp32",
+    "tensorrt_fp16": "TensorRT, fp16",
+}
+
+
+def card_table(record: Mapping[str, Any]) -> str:
+    """Returns the Markdown table of the row `export` for a model card; settings that it lacks are not measured.
+
+    Args:
+        record: what `tools benchmark --rows export --json FILE` wrote. On a CPU the table has the processor time of a
+            pass, which other processes disturb least.
+
+    Raises:
+        ValueError: If the record has no such row, or a void one.
+    """
+    row = next((row for row in record["rows"] if row["row"] == "export" and not row["void"]), None)
+    if row is None:
+        raise ValueError("the record has no figures of a row `export`")
+    time, key = ("time", "median") if record["device"]["type"] == "cuda" else ("CPU time", "cpu_seconds")
+    threads = record["threads"]
+    machine = f"{record['device']['name']}, {threads} thread{'s' * (threads > 1)}; {row['unit']}"
+    lines = [(machine, time, "peak memory", "largest difference")]
+    for name, way in WAYS.items():
+        found = row["settings"].get(name)
+        if found is None:
+            lines.append((way, "not measured", "", ""))
+            continue
+        memory = "" if found["peak_bytes"] is None else f"{digits(found['peak_bytes'] / 2**20)} MiB"
+        gap = f"{row['parity'][name]['deviation']:.1g}" if name in row["parity"] else ""
+        lines.append((way, seconds(found[key]), memory, gap))
+    head, *body = (f"| {' | '.join(line)} |\n".replace("  ", " ").replace("  ", " ") for line in lines)
+    return f"{head}|---|---|---|---|\n{''.join(body)}"
