@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tools import BUNDLES
+from tools.demo_bundle import write_bundle, write_studies
 from tools.demo_data import prepare_data
 from tools.files import replacing
 from tools.picture import Case, overview
@@ -56,7 +57,8 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     Args:
         bundle: name of a bundle, for example vnet_atrial_mri.
         data: folder of labelled scans. Default: phantoms.
-        output: folder for everything that is made: weights, masks, metrics.csv, overview.png. Default: demo/BUNDLE.
+        output: folder for everything that is made: weights, masks, metrics.csv, overview.png; in `bundle` the trained
+            bundle, in `studies` the unseen phantoms for MONAI Label. Default: demo/BUNDLE.
         overrides: settings of the bundle's configs, handed to every command, for example --max_epochs 5 --axcodes RAS.
 
     Raises:
@@ -79,8 +81,18 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
     shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
+    written.append(leave_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
+    if data is None:
+        written.append(
+            write_studies(Path(places["unseen"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
+        )
     lines = "\n".join(f"  {path}" for path in written)
-    logger.info("\nDone in %s. The table and the pictures:\n%s", _duration(time.monotonic() - start), lines)
+    logger.info(
+        "\nDone in %s. The table, the pictures and, for further use, the trained bundle%s:\n%s",
+        _duration(time.monotonic() - start),
+        " and unseen scans" if data is None else "",
+        lines,
+    )
 
 
 def stages(
@@ -204,6 +216,24 @@ def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) 
     ]
     pictures = [Path(picture.format(**places)) for picture in recipe.get("pictures", [])]
     return [output / "metrics.csv", overview(cases, output / "overview.png", title=title), *pictures]
+
+
+def leave_bundle(
+    folder: Path, recipe: Recipe, *, scenario: Mapping[str, Any], places: Places, overrides: Mapping[str, Any]
+) -> Path:
+    """Writes the trained bundle, with the settings of the stages that the recipe names; returns its folder."""
+    chosen = recipe["bundle"]
+    settings = {
+        config: {**scenario.get("settings", {}), **scenario.get("stages", {}).get(chosen[config], {}), **overrides}
+        for config in ("inference", "train")
+    }
+    return write_bundle(
+        folder,
+        Path(places["output"], "bundle", folder.name),
+        models=Path(chosen["models"].format(**places)),
+        overlays=scenario.get("config", []),
+        settings=settings,
+    )
 
 
 def _recipe(bundle: str) -> tuple[Path, Recipe]:

@@ -1,0 +1,94 @@
+"""What a demo leaves for further use: the trained bundle, and unseen scans as a study folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.transforms import LoadImage
+
+from tests.conftest import NAMES, each_bundle
+from tests.conftest import recipe as small_recipe
+from tools import REPO
+from tools.demo import leave_bundle
+from tools.demo_bundle import write_studies
+from tools.phantoms import phantoms as make_phantoms
+
+SEQUENCES = {f"{{case}}_{name}": f"BraTS19_PHANTOM_001_{name}.nii.gz" for name in ("flair", "t1", "t1ce", "t2")}
+STUDIES = {  # image ids of the first phantom, and the files that they come from
+    "cooperative_training_acdc_mri": {f"{{case}}_frame{i}": f"patient001_frame{i}.nii.gz" for i in ("01", "09")},
+    "ensemble_kd_kits_ct": {"{case}": "imaging.nii.gz"},
+    "hadnet_brats_mri": SEQUENCES,
+    "lachinov_distillation_brats_mri": SEQUENCES,
+    "vnet_atrial_mri": {"{case}": "lgemri.nrrd"},
+}
+read = LoadImage(image_only=True)
+
+
+def recipe_of(bundle: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((REPO / "tools/recipes" / bundle / "demo.yaml").read_text())
+    return content
+
+
+def leave(bundle: str, output: Path, **overrides: Any) -> Path:
+    """The bundle that a demo on phantoms leaves, if its weights were these."""
+    recipe = recipe_of(bundle)
+    models = Path(recipe["bundle"]["models"].format(output=output))
+    models.mkdir(parents=True, exist_ok=True)
+    for name in ("model.pt", "training_state.pt", "model_previous.pt"):
+        torch.save({"weight": torch.zeros(1)}, models / name)
+    return leave_bundle(
+        REPO / "bundles" / bundle,
+        recipe,
+        scenario=recipe["phantoms"],
+        places={"output": str(output)},
+        overrides=overrides,
+    )
+
+
+@each_bundle
+def test_trained_bundle_has_the_settings_of_the_demo(bundle: str, tmp_path: Path) -> None:
+    """Both configs hold them, and make the same network."""
+    folder = leave(bundle, tmp_path, seed=5)
+    assert folder == tmp_path / "bundle" / bundle
+    phantoms = recipe_of(bundle)["phantoms"]
+    shapes = []
+    for stem in ("inference", "train"):
+        parser = ConfigParser(ConfigParser.load_config_file(folder / f"configs/{stem}.yaml"))
+        for name, value in phantoms["settings"].items():
+            if name in parser.config:
+                assert parser.config[name] == value
+        network = parser.get_parsed_content("network_def")
+        shapes.append({name: tuple(value.shape) for name, value in network.state_dict().items()})
+    assert parser.config["seed"] == 5
+    assert shapes[0] == shapes[1]
+    assert [path.name for path in (folder / "models").iterdir()] == ["model.pt"]
+    metadata = json.loads((folder / "configs/metadata.json").read_text())
+    assert metadata["description"].startswith("Trained by a demo, its settings are those of the demo. ")
+
+
+def test_trained_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    folder = leave(NAMES[0], tmp_path)
+    (folder / "configs/old.yaml").write_text("a: 1")
+    leave(NAMES[0], tmp_path)
+    assert not (folder / "configs/old.yaml").exists()
+    assert [path.name for path in (tmp_path / "bundle").iterdir()] == [NAMES[0]]
+
+
+@pytest.mark.parametrize("bundle", STUDIES)
+def test_studies_hold_the_scans_alone(bundle: str, tmp_path: Path) -> None:
+    """Named so that no two have one id, and that sequences of a brain are found side by side."""
+    data = make_phantoms(bundle, str(tmp_path / "data"), cases=1, **small_recipe(bundle)["phantoms"])
+    studies = write_studies(data, tmp_path / "studies", labels=recipe_of(bundle)["bundle"]["labels"])
+    (case,) = (path for path in data.iterdir() if path.is_dir())
+    expected = {f"{target.format(case=case.name)}.nii.gz": case / source for target, source in STUDIES[bundle].items()}
+    assert sorted(path.name for path in studies.iterdir()) == sorted(expected)
+    for name, source in expected.items():
+        found, scan = read(studies / name), read(source)
+        assert torch.equal(found, scan)
+        torch.testing.assert_close(found.affine, scan.affine)
