@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -22,12 +19,9 @@ from scipy.spatial.transform import Rotation
 from tests.conftest import NAMES, NamedPath, each_bundle, label_values, recipe, workflows
 from tests.runs import (
     IDS,
-    arguments,
     cases,
-    command_line,
     copy,
     each_stage,
-    load,
     network_of,
     prediction,
     run,
@@ -37,7 +31,6 @@ from tests.runs import (
     stages,
     stem,
 )
-from tools.phantoms import phantoms as make_phantoms
 
 OTHERS = [(bundle, name) for bundle in NAMES for name in workflows(bundle) if run_id(bundle, name) not in IDS]
 OnGrid = Callable[[str, str], tuple[Path, Path]]
@@ -208,24 +201,3 @@ def test_mask_does_not_depend_on_how_the_scan_is_stored(bundle: str, name: str, 
     share = np.mean(expected > 0)
     assert 0 < share < 1
     assert np.mean(mask.get_fdata() != expected) < 1e-3 * share
-
-
-@pytest.mark.slow
-@each_bundle
-def test_multi_gpu_training(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
-    """Two processes train one network; what they leave is like what one process leaves, and can be resumed by two."""
-    data = make_phantoms(bundle, str(tmp_path / "data"), cases=10, **recipe(bundle)["phantoms"])  # two to validate on
-    copy(tiny_weights(bundle), tmp_path / "models")
-    for epochs in (1, 2):
-        given = arguments(bundle, "multi_gpu_train", data=data, folder=tmp_path, max_epochs=epochs)
-        del given["device"]
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", *launcher, *command_line(given)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        state = load(tmp_path / "models/training_state.pt")
-        assert state["trainer"]["iteration"] == epochs * state["trainer"]["epoch_length"]
-    assert f"Resumed from {tmp_path / 'models/training_state.pt'} after epoch 1" in done.stdout + done.stderr
-    expected, found = (load(folder / "model.pt") for folder in (tiny_weights(bundle), tmp_path / "models"))
-    assert {name: value.shape for name, value in found.items()} == {name: v.shape for name, v in expected.items()}

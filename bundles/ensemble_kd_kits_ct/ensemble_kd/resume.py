@@ -107,7 +107,14 @@ class BestModel:
 
     def attach(self, engine: Engine) -> None:
         """Attaches to `engine`, whose `state.key_metric_name` names the metric to maximise."""
+        engine.add_event_handler(Events.STARTED, self.share_buffers)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def share_buffers(self) -> None:
+        """Gives every process the first one's statistics of batch normalisation: what is validated is what is saved."""
+        if idist.get_world_size() > 1:
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def __call__(self, engine: Engine) -> None:
         """Saves the weights when the key metric of this validation is the best of the run."""
@@ -118,8 +125,7 @@ class BestModel:
             _copy_atomically(self.path, self.path.with_name(f"{self.path.stem}_previous.pt"))
         self.best = value
         if idist.get_rank() == 0:
-            network = getattr(self.network, "module", self.network)
-            save_atomically(network.state_dict(), self.path)
+            save_atomically(self.network.state_dict(), self.path)
             logger.info("New best %s %.4f, saved to %s", engine.state.key_metric_name, value, self.path)
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,9 +141,9 @@ class TrainingState:
     """Handler for a trainer: saves the whole training state after every epoch and resumes from it.
 
     Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its
-    state. Randomness is a function of `seed` and the epoch: a resumed run draws what the uninterrupted one would have
-    drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new run starts;
-    that of a run on another number of cases is set aside as `<name>_previous.pt`.
+    state. Randomness is a function of `seed`, the epoch and the process: a resumed run draws what the uninterrupted one
+    would have drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new
+    run starts; that of a run on another number of cases is set aside as `<name>_previous.pt`.
 
     Args:
         path: the state file.
@@ -177,11 +183,13 @@ class TrainingState:
         """Loads the state file if there is one of an unfinished run on as many cases.
 
         Raises:
-            InputError: when the file is damaged, or that run trained another network or in another way.
+            InputError: when the file is damaged, that run trained another network or in another way, or one of several
+                processes sees another file than the first.
         """
-        if not self.path.is_file():
+        state = _read(self.path) if self.path.is_file() else None
+        self._check_agreement(state)
+        if state is None:
             return
-        state = _read(self.path)
         epoch = state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
         max_epochs = engine.state.max_epochs
         if epoch >= max_epochs:
@@ -206,13 +214,20 @@ class TrainingState:
         engine.state.max_epochs = max_epochs
         logger.info("Resumed from %s after epoch %d", self.path, epoch)
 
+    def _check_agreement(self, state: Mapping[str, Any] | None) -> None:
+        """Also lets no process touch the file before all have read it."""
+        done = -1 if state is None else int(state["trainer"]["iteration"])
+        if len(set(idist.all_gather(done))) > 1:
+            rule = "is not the same for all processes: ckpt_dir must be a folder that all machines share"
+            raise InputError([("", str(self.path), rule)])
+
     def seed_epoch(self, engine: Engine) -> None:
         """Seeds everything random in this epoch."""
-        seed = self.seed + engine.state.epoch
+        seed = self.seed + engine.state.epoch + 10_000 * idist.get_rank()
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
-        set_rnd(self.dataset, seed + 10_000 * idist.get_rank())
+        set_rnd(self.dataset, seed)
         sampler = engine.data_loader.sampler
         if hasattr(sampler, "set_epoch"):  # a distributed sampler shuffles by epoch
             sampler.set_epoch(engine.state.epoch)
@@ -222,5 +237,5 @@ class TrainingState:
         if idist.get_rank() == 0:
             state: dict[str, Any] = {"cases": self.cases}
             for name, item in self._all_objects(engine).items():
-                state[name] = getattr(item, "module", item).state_dict()
+                state[name] = getattr(item, "module", item).state_dict()  # that of a network without its DDP
             save_atomically(state, self.path)

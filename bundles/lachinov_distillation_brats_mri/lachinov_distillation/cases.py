@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,10 @@ class InputError(ValueError):
 
 
 def report_plainly() -> None:
-    """Lets an uncaught `InputError` end the program with its message alone, not with MONAI's chain of wrappers."""
+    """Lets an uncaught `InputError` end the program with its message alone, not with MONAI's chain of wrappers.
+
+    Of several processes under `torchrun` that end with the same message, one prints it.
+    """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause: BaseException | None = error
@@ -40,10 +44,24 @@ def report_plainly() -> None:
             cause = cause.__cause__
         if cause is None:
             sys.__excepthook__(kind, error, trace)
-        else:
+        elif _is_first_to_say(str(cause)):
             sys.stderr.write(f"\n{cause}\n")
 
     sys.excepthook = hook
+
+
+def _is_first_to_say(message: str) -> bool:
+    """Asks the store that `torchrun` keeps for its processes."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, timeout=timedelta(seconds=10)
+        )
+        return bool(store.add(f"{os.environ['TORCHELASTIC_RESTART_COUNT']} {message}", 1) == 1)
+    except RuntimeError:  # gone, as the machine that kept it
+        return True
 
 
 def case_name(case: Case) -> str:

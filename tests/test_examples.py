@@ -1,0 +1,142 @@
+"""The scripts in `examples/`: what they run exists, as it is named, with the options that are given."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+from torch.distributed.run import parse_args
+
+from tools import REPO
+
+SCRIPTS = sorted((REPO / "examples").iterdir())
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
+STUBS = {
+    "python": 'printf "%s\\037" "$@" >> "$RECORD"; echo >> "$RECORD"',
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "echo machine1; echo machine2",
+}
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Path:
+    """A folder of programs that stand in for Slurm's, and for Python, which only notes its command line."""
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def commands(script: str, *words: str, stubs: Path, **variables: str) -> list[list[str]]:
+    """The command lines of Python in a run of a script."""
+    record = stubs / "record"
+    record.write_text("")
+    places = {"PYTHON": str(stubs / "python"), "RECORD": str(record), "PATH": f"{stubs}:{os.environ['PATH']}"}
+    environment = {**os.environ, **SLURM, **places, **variables}
+    subprocess.run(["bash", f"examples/{script}", *words], cwd=REPO, env=environment, check=True, timeout=60)
+    return [line.split("\037")[:-1] for line in record.read_text().splitlines()]
+
+
+def checked(words: list[str]) -> dict[str, str]:
+    """The options of `monai.bundle run`, after a look whether the configs have them and what is to be run."""
+    assert words[:3] == ["-m", "monai.bundle", "run"]
+    run_id, options = words[3], dict(zip(words[4::2], words[5::2], strict=True))
+    files = yaml.safe_load(options["--config_file"])
+    config = ConfigParser.load_config_files(
+        [str(REPO / file) for file in ([files] if isinstance(files, str) else files)]
+    )
+    assert run_id in config
+    assert {name.removeprefix("--") for name in options} - {"config_file"} <= set(config)
+    return options
+
+
+def launch(words: list[str]) -> Namespace:
+    """What `torchrun` makes of its command line."""
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    found: Namespace = parse_args(words[2:])  # type: ignore[no-untyped-call]
+    return found
+
+
+@each_script
+def test_script_is_sound(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert os.access(script, os.X_OK)
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize("configs", ["train", "train train_locator"])
+@pytest.mark.parametrize(
+    ("script", "endpoint", "run"),
+    [("two_nodes.sh", "one:1", "vnet_atrial_mri"), ("slurm_train.sbatch", "machine1:29400", "7")],
+)
+def test_several_machines(script: str, endpoint: str, run: str, configs: str, stubs: Path) -> None:
+    """Every machine starts as many processes as it has GPUs, and they meet at one place."""
+    given = {"HEAD": "one:1", "CONFIGS": configs, "PROCESSES": "3"}
+    (words,) = commands(script, "--dataset_dir", "D", "--ckpt_dir", "M", stubs=stubs, **given)
+    found = launch(words)
+    assert (found.nnodes, found.nproc_per_node, found.rdzv_backend) == ("2", "3", "c10d")
+    assert (found.rdzv_endpoint, found.rdzv_id, found.module) == (endpoint, run, True)
+    options = checked(["-m", found.training_script, *found.training_script_args])
+    stems = [Path(file).stem for file in yaml.safe_load(options["--config_file"])]
+    assert stems == [*configs.split(), "multi_gpu_train"]
+    assert (options["--dataset_dir"], options["--ckpt_dir"]) == ("D", "M")
+
+
+def test_processes_of_a_machine_by_default(stubs: Path) -> None:
+    (here,) = commands("two_nodes.sh", stubs=stubs, HEAD="one:1")
+    (there,) = commands("slurm_train.sbatch", stubs=stubs)
+    assert launch(here).nproc_per_node == "gpu"
+    assert launch(there).nproc_per_node == SLURM["SLURM_GPUS_ON_NODE"]
+
+
+def test_array_of_members(stubs: Path) -> None:
+    """Every network, seed and split once; no two tasks write to one file; students find what their members left."""
+    work = {"DATA": "D", "WORK": str(stubs / "work")}
+    trained, targets, folders = set(), set(), set()
+    for task in range(24):
+        (words,) = commands("slurm_members.sbatch", "members", stubs=stubs, SLURM_ARRAY_TASK_ID=str(task), **work)
+        options = checked(words)
+        files = yaml.safe_load(options["--config_file"])
+        trained.add((Path(files[-1]).stem, options["--seed"], options["--split_file"]))
+        parser = ConfigParser(ConfigParser.load_config_files([str(REPO / file) for file in files]))
+        parser["ckpt_dir"] = options["--ckpt_dir"]
+        targets |= {parser.get_parsed_content(name) for name in ("state_file", "weights")}
+        folders.add(options["--ckpt_dir"])
+    assert len(trained) == 24
+    assert len(targets) == 2 * 24
+    assert len({seed for _, seed, _ in trained}) == 2
+    assert len({split for _, _, split in trained}) == 3
+    of_students = set()
+    for task in range(6):
+        here = {**work, "SLURM_ARRAY_TASK_ID": str(task)}
+        for folder in folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)  # the members are in it
+        lines = commands("slurm_members.sbatch", "student", "--val_interval", "2", stubs=stubs, **here)
+        assert [words[3] for words in lines] == ["annotating", "training", "evaluating"]
+        annotating, training, evaluating = (checked(words[:-2]) for words in lines)
+        assert annotating["--output_dir"] == training["--soft_labels"]
+        assert annotating["--ckpt_dir"] == training["--ckpt_dir"] == evaluating["--ckpt_dir"]
+        of_students.add(training["--ckpt_dir"])
+        assert all(words[-2:] == ["--val_interval", "2"] for words in lines)
+        again = commands("slurm_members.sbatch", "student", stubs=stubs, **here)
+        assert [words[3] for words in again] == ["annotating", "evaluating"]
+    assert of_students == folders
+
+
+def test_machines_must_have_a_place_to_meet(stubs: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        commands("two_nodes.sh", stubs=stubs)
+
+
+def test_unknown_step(stubs: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        commands("slurm_members.sbatch", "ensemble", stubs=stubs, SLURM_ARRAY_TASK_ID="0", DATA="D", WORK=str(stubs))
