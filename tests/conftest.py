@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,10 @@ from tools import BUNDLES, REPO
 
 # Before torch is imported: one thread is repeatable, and at these sizes as fast as many.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Nothing that tests import tells others of it, or writes to the home folder.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="hub_"))
 sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
 
 NamedPath = Callable[[str], Path]

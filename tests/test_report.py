@@ -11,19 +11,18 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import NamedPath, each_bundle
-from tests.report_files import START, Page, write_events, write_record
+from tests.report_files import START, Page, write_cases, write_events, write_record
 from tests.runs import copy, run
 from tools.picture import colour_of
 from tools.report import report
-from tools.report.charts import epochs, fixed, grouped, nice_step, number, values
-from tools.report.runs import read_folder, setting
+from tools.report.charts import epochs, fixed, grouped, nice_step, number, tick_label, values
+from tools.report.runs import read_folder
 from tools.report.settings import duration, flat, given_ids
 
 SCORES = "case,dice,hd95,volume\n"
@@ -74,17 +73,28 @@ def test_scans_that_were_moved(evaluated: NamedPath, phantoms: NamedPath, tmp_pa
     bundle = "vnet_atrial_mri"
     folder = copy(evaluated(bundle), tmp_path / "eval")
     (path,) = folder.glob("run_evaluating_*.json")
-    text = path.read_text().replace(str(phantoms(bundle)), "/gone")
+    text = path.read_text().replace(str(phantoms(bundle)), "/here/../gone")
     path.write_text(text)
     output = str(tmp_path / "page.html")
     page = Page(report(str(folder), output=output))
     assert not page.images
-    assert "is not drawn: there is no /gone/" in page.text
+    assert "is not drawn: there is no /here/../gone/" in page.text
     assert "--data tells where the scans lie now" in page.text
     assert len(Page(report(str(folder), output=output, data=str(phantoms(bundle)))).images) == 1
     (mask,) = folder.rglob("*_atrium.*")
     mask.unlink()
     assert "there are 0 masks of it" in Page(report(str(folder), output=output, data=str(phantoms(bundle)))).text
+
+
+def test_damaged_mask_is_said_and_the_others_are_drawn(tmp_path: Path) -> None:
+    names = ["a", "b"]
+    write_record(tmp_path, "evaluating", cases=write_cases(tmp_path, names))
+    (tmp_path / "metrics.csv").write_text("\ufeffcase,dice\na,0.5\nb,0.7\n", encoding="utf-8")
+    mask = tmp_path / "predictions/a/scan_seg.nii.gz"
+    mask.write_bytes(mask.read_bytes()[:200])
+    page = Page(report(str(tmp_path), cases=1))
+    assert len(page.images) == 1
+    assert "worst: a is not drawn" in page.text
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -113,10 +123,14 @@ def spoil(name: str, text: str) -> Callable[[Path], object]:
     [
         (lambda folder: None, "no run has left anything here"),
         (spoil("metrics.csv", "name,dice\na,0.5\n"), r"metrics.csv: must have a column `case`"),
+        (
+            lambda folder: (folder / "metrics.csv").write_bytes(b"case,dice\nM\xfcller,0.5\n"),
+            "metrics.csv: no CSV .* UTF-8",
+        ),
         (spoil("metrics.csv", "case,dice\na\n"), r"metrics.csv: must have .* as many values in every row"),
-        (spoil("run_training_1.json", "{"), r"run_training_1.json: no record of a run"),
-        (spoil("run_training_1.json", '{"run_id": "x", "started": "2020-01-01"}'), "no record of a run .*config"),
-        (spoil("run_training_1.json", "[]"), "run_training_1.json: no record of a run"),
+        (spoil("run_training_1_1.json", "{"), r"run_training_1_1.json: no record of a run"),
+        (spoil("run_training_1_1.json", '{"run_id": "x", "started": "2020-01-01"}'), "no record of a run .*config"),
+        (spoil("run_training_1_1.json", "[]"), "run_training_1_1.json: no record of a run"),
     ],
 )
 def test_folder_that_is_refused(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
@@ -152,11 +166,11 @@ def test_text_of_files_is_no_html(tmp_path: Path) -> None:
 
 def test_trainings_in_one_folder(tmp_path: Path) -> None:
     """Two stages, the second stopped in its third epoch and resumed: the epoch that it had logged is replaced."""
-    names = {"weights": "$@ckpt_dir + '/locator.pt'", "state_file": "$@ckpt_dir + '/locator_state.pt'"}
-    write_record(tmp_path, "training", time=START, config={"ckpt_dir": "/m", **names})
+    locator = {"weights": "/m/locator.pt", "state_file": "/m/locator_state.pt"}
+    write_record(tmp_path, "training", time=START, paths=locator)
     write_events(tmp_path, {"train_loss": [(1, 3.0), (2, 2.0)]}, time=START)
     for time, curve in ((START + 50, [(1, 9.0), (2, 8.0), (3, 7.0)]), (START + 100, [(3, 6.0), (4, 5.0)])):
-        write_record(tmp_path, "training", time=time, config={"weights": "/m/model.pt", "state_file": "/m/state.pt"})
+        write_record(tmp_path, "training", time=time, paths={"weights": "/m/model.pt", "state_file": "/m/state.pt"})
         write_events(tmp_path, {"train_loss": curve, "val_dice": curve[-1:]}, time=time)
     write_events(tmp_path, {"train_loss": [(1, 1.0)]}, time=START + 200)
     first, second, third = read_folder(tmp_path).trainings
@@ -164,6 +178,19 @@ def test_trainings_in_one_folder(tmp_path: Path) -> None:
     assert second.title == "training: model"
     assert second.curves == {"train_loss": {1: 9.0, 2: 8.0, 3: 6.0, 4: 5.0}, "val_dice": {3: 7.0, 4: 5.0}}
     assert (third.title, third.curves) == ("training: model (2)", {"train_loss": {1: 1.0}})
+
+
+def test_trainings_side_by_side_in_one_folder(tmp_path: Path) -> None:
+    """Values go to the training whose process wrote them."""
+    for process in (101, 102):
+        paths = {"weights": f"/m/{process}.pt", "state_file": f"/m/{process}_state.pt"}
+        write_record(tmp_path, "training", time=START + process, process=process, paths=paths)
+        write_events(tmp_path / "new", {"train_loss": [(1, process), (2, process / 2)]}, time=START + 400 - process)
+        (events,) = (tmp_path / "new").iterdir()
+        events.rename(tmp_path / f"events.out.tfevents.1.some.host.{process}.0")
+    second, first = read_folder(tmp_path).trainings  # the earliest value first
+    assert (first.title, first.curves) == ("training: 101", {"train_loss": {1: 101, 2: 50.5}})
+    assert (second.title, second.curves) == ("training: 102", {"train_loss": {1: 102, 2: 51}})
 
 
 def test_summary_of_groups(tmp_path: Path) -> None:
@@ -187,6 +214,8 @@ def test_masks_of_namesakes_are_told_apart_by_their_folders(tmp_path: Path) -> N
     for folder in ("p1/site", "p2/site"):
         (tmp_path / "predictions" / folder).mkdir(parents=True)
         (tmp_path / "predictions" / folder / "scan_seg.nii.gz").touch()
+    for name in ("scan_2_seg.nii.gz", "scan_unc_spread.nii.gz", "scan_probabilities.nii.gz"):
+        (tmp_path / "predictions/p2/site" / name).touch()
     found = _predictions(tmp_path, image=Path("/data/p2/site/scan.nii.gz"), case="p2")
     assert found == tmp_path / "predictions/p2/site/scan_seg.nii.gz"
     with pytest.raises(ValueError, match="there are 2 masks"):
@@ -226,6 +255,8 @@ def test_numbers() -> None:
     assert [fixed(0.12345, 1), fixed(-12.3456, 99), fixed(12.3456, 200), fixed(5.4, 2e4)] == [
         *("0.123", "−12.35", "12.3", "5")
     ]
+    assert [tick_label(value, step=2e-5) for value in (0.6931, 0.69312, 0)] == ["0.69310", "0.69312", "0"]
+    assert [tick_label(value, step=5) for value in (-5, 10)] == ["−5", "10"]
     assert [duration(seconds) for seconds in (4.21, 59.96, 61, 3599, 7320)] == [
         *("4.2 s", "60.0 s", "1 min 01 s", "59 min 59 s", "2 h 02 min")
     ]
@@ -234,9 +265,6 @@ def test_numbers() -> None:
 def test_settings_are_flat_and_known() -> None:
     config = {"a": {"b": [1, 2], "c": [{"d": None}]}, "e": {}, "name": "$@dir + '/x_' + @a::b + @who + '.pt'"}
     assert list(flat(config)) == [("a::b", "[1, 2]"), ("a::c::0::d", "null"), ("e", "{}"), ("name", config["name"])]
-    texts: dict[str, Any] = {**config, "dir": "/m", "who": "me", "same": "@name", "loop": "@loop"}
-    assert setting(texts, "same") == "/m/x_me.pt"
-    assert setting(texts, "loop") == setting(texts, "a") == setting(texts, "absent") == ""
     assert given_ids("python -m x run --a#b '[1, 2]' --c=3 --d") == {"a::b", "c", "d"}
     assert given_ids("an 'open quote") == set()
 
@@ -244,9 +272,9 @@ def test_settings_are_flat_and_known() -> None:
 def test_command_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(SCORES + "a,0.5,3,20\n")
     command = [sys.executable, "-m", "tools", "report"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=600, check=True)
     assert done.stderr.startswith(f"{tmp_path / 'report.html'}: ")
-    failed = subprocess.run([*command, str(tmp_path / "x")], capture_output=True, text=True, timeout=60, check=False)
+    failed = subprocess.run([*command, str(tmp_path / "x")], capture_output=True, text=True, timeout=600, check=False)
     assert failed.returncode == 1
     assert failed.stderr == f"python -m tools report: {tmp_path / 'x'}: no such folder\n"
 

@@ -28,9 +28,9 @@ def card_table(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If the record has no such row, or a void one.
     """
-    row = next((row for row in record["rows"] if row["row"] == "export" and not row["void"]), None)
-    if row is None:
-        raise ValueError("the record has no figures of a row `export`")
+    row = next((row for row in record["rows"] if row["row"] == "export"), None)
+    if row is None or row["void"]:
+        raise ValueError(f"no figures of a row `export`: {row['void'] if row else 'it was not measured'}")
     time, key = ("time", "median") if record["device"]["type"] == "cuda" else ("CPU time", "cpu_seconds")
     threads = record["threads"]
     machine = f"{record['device']['name']}, {threads} thread{'s' * (threads > 1)}; {row['unit']}"

@@ -53,6 +53,9 @@ def benchmark(
         ValueError: If bundle, row, device or baseline are not what they should be.
         SystemExit: With code 1 if a row is void.
     """
+    names = [part for part in (rows.split(",") if isinstance(rows, str) else rows or []) if part]
+    if card and (bundle is None or names != ["export"]):
+        raise ValueError("--card needs --bundle and --rows export: it is the table of one card")
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"device '{device}': choose cpu or cuda")
     target = torch.device(device)
@@ -60,7 +63,6 @@ def benchmark(
         raise ValueError(f"device '{device}': no CUDA device is available")
     if threads is not None:
         torch.set_num_threads(threads)
-    names = [part for part in (rows.split(",") if isinstance(rows, str) else rows or []) if part]
     chosen = select(collect(bundle, target), names)
     if baseline is not None:
         chosen = attach(chosen, Path(baseline), device=target)

@@ -17,7 +17,7 @@ GROUPS = (
     ("Loss", ("train_loss", "val_loss", "val_dice_loss")),
     ("Parts of the loss", ("loss/",)),
     ("Overlap", ("val_dice", "train_dice", "val_miou", "val_score")),
-    ("Distance in mm", ("val_hd", "val_assd")),
+    ("Distance in mm", ("val_hd",)),
     ("Learning rate", ("learning_rate",)),
 )
 
@@ -104,6 +104,15 @@ def number(value: float) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
 
 
+def tick_label(value: float, *, step: float) -> str:
+    """A tick with the digits that tell it from its neighbours, `step` away."""
+    if abs(value) < step / 2:
+        return "0"
+    if step < 1e-6 or abs(value) >= 1e5:
+        return number(value)
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "−")
+
+
 def fixed(value: float, largest: float) -> str:
     """A value as all values of a column are written whose largest absolute value is `largest`, so that they align."""
     if not math.isfinite(value):
@@ -125,7 +134,8 @@ def _grid(across: Axis, up: Axis) -> Iterator[str]:
     for tick in up.ticks:
         y = _y(up, tick)
         yield f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>'
+        label = tick_label(tick, step=up.ticks[1] - up.ticks[0])
+        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
     for tick in across.ticks:
         x = _x(across, tick)
         yield f'<path class="tick" d="M{x:.1f} {HEIGHT - BOTTOM}v4"/>'

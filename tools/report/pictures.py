@@ -11,7 +11,7 @@ from typing import Any
 
 from tools.picture import Case, picture
 from tools.report.charts import fixed
-from tools.report.runs import Record, Table, setting
+from tools.report.runs import Record, Table
 from tools.report.scores import ranked
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -40,7 +40,7 @@ def _figure(rank: str, row: Mapping[str, str], table: Table, *, record: Record, 
     heading = f"{rank}: {row['case']}"
     try:
         drawn = picture(_case(row, table, record=record, data=data))
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # readers have errors of their own for damaged files
         return f'<p class="note">{escape(heading)} is not drawn: {escape(str(error))}</p>'
     scores = " · ".join(
         f"{name} {fixed(float(row[name]), 1)}" for name in table.scores if name.startswith("dice") and row[name]
@@ -64,7 +64,7 @@ def _case(row: Mapping[str, str], table: Table, *, record: Record, data: Path | 
     if entry is None or not {"image", "label"} <= entry.keys():
         raise ValueError(f"{record.path.name} does not tell its image and label")
     image, label = (_now(_first(entry[key]), record, data) for key in ("image", "label"))
-    predictions = _predictions(table.path.parent, image=image, case=row["case"])
+    predictions = _predictions(table.path.parent / "predictions", image=image, case=row["case"])
     return Case(row["case"], image, label, {"prediction": predictions})
 
 
@@ -79,18 +79,20 @@ def _now(path: str, record: Record, data: Path | None) -> Path:
     """Where a file of the data lies now."""
     absolute = Path(record.content["directory"], path)
     if data is not None:
-        before = Path(record.content["directory"], setting(record.config, "dataset_dir"))
-        if absolute.is_relative_to(before):
-            absolute = data / absolute.relative_to(before)
+        before = Path(os.path.normpath(Path(record.content["directory"], record.place("dataset_dir"))))
+        normal = Path(os.path.normpath(absolute))
+        if not normal.is_relative_to(before):
+            raise FileNotFoundError(f"{absolute} was not below {before}, so --data does not tell where it lies now")
+        absolute = data / normal.relative_to(before)
     if not absolute.exists():
         raise FileNotFoundError(f"there is no {absolute} (any more): --data tells where the scans lie now")
     return absolute
 
 
 def _predictions(folder: Path, *, image: Path, case: str) -> Path:
-    """The mask of a case: it is named after the scan or the case, and its folders are those of the scan."""
-    names = tuple(f"{name}_" for name in (_stem(image), case.rpartition("/")[2]))
-    found = [path for path in _volumes(folder) if path.name.startswith(names)]
+    """The mask of a case: named after the scan or the case, with one more word, in folders like those of the scan."""
+    names = {_stem(image), case.rpartition("/")[2]}
+    found = [path for path in _volumes(folder) if _stem(path).rpartition("_")[0] in names]
     best = max((_shared(path, image) for path in found), default=0)
     chosen = [path for path in found if _shared(path, image) == best]
     if len(chosen) != 1:
@@ -100,7 +102,12 @@ def _predictions(folder: Path, *, image: Path, case: str) -> Path:
 
 def _volumes(folder: Path) -> Iterator[Path]:
     for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names if name.endswith(VOLUMES) and "_unc_" not in name)
+        yield from (Path(parent, name) for name in names if name.endswith(VOLUMES) and not _is_map(name))
+
+
+def _is_map(name: str) -> bool:
+    """Whether a file holds uncertainty or probabilities."""
+    return "_unc_" in name or "_probabilities." in name
 
 
 def _shared(one: Path, other: Path) -> int:

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Curves = dict[str, dict[int, float]]
+RECORDS = "run_*_[0-9]*_[0-9]*.json"
 TABLES = ("metrics.csv", "report.csv")
 KINDS = ("evaluating", "inference", "training")  # the config of an evaluation has the ids of the training, too
 
 
 class Point(NamedTuple):
-    """A value of a curve, and when it was written."""
+    """A value of a curve, when it was written, and by which process."""
 
     time: float
     tag: str
     step: int
     value: float
+    process: int
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,14 @@ class Record:
         """When it started, with its time zone."""
         return datetime.fromisoformat(self.content["started"])
 
+    def place(self, name: str) -> str:
+        """The `dataset_dir`, `state_file` or `weights` of the run; empty if it has none."""
+        return str(self.content.get("paths", {}).get(name, ""))
+
     @property
     def weights(self) -> str:
         """Name of the file of weights that the run makes or uses, without its ending; empty if there is none."""
-        return Path(setting(self.config, "weights")).stem
+        return Path(self.place("weights")).stem
 
     @property
     def title(self) -> str:
@@ -103,7 +109,7 @@ def read_folder(folder: Path) -> Found:
     Raises:
         ValueError: there is none, or one cannot be read.
     """
-    records = sorted((_record(path) for path in _files(folder, "run_*.json")), key=lambda record: record.started)
+    records = sorted((_record(path) for path in _files(folder, RECORDS)), key=lambda record: record.started)
     places = sorted({path.parent for path in _files(folder, "events.out.tfevents.*")})
     trainings = [training for place in places for training in read_trainings(place, records)]
     tables = [table for name in TABLES for path in _files(folder, name) if (table := _table(path, records))]
@@ -117,19 +123,16 @@ def read_folder(folder: Path) -> Found:
 def read_trainings(place: Path, records: Sequence[Record]) -> list[Training]:
     """The trainings whose event files lie in `place`.
 
-    A value belongs to the last training that had started when it was written. A training that starts again at the first
-    epoch is another one. One that goes on after an interruption is the same; an epoch that it logs again is replaced.
+    A value belongs to the last training that the process which wrote it had started then. A training that starts again
+    at the first epoch is another one. One that goes on after an interruption is the same; an epoch that it logs again
+    is replaced.
     """
-    starts = [
-        (record.started.timestamp(), record)
-        for record in records
-        if record.path.parent == place and record.kind == "training"
-    ]
+    here = [record for record in records if record.path.parent == place and record.kind == "training"]
     found: list[Training] = []
     latest: dict[str, Training] = {}
     for point in sorted(_points(place)):
-        record = next((record for start, record in reversed(starts) if start <= point.time), None)
-        key = setting(record.config, "state_file") if record else ""
+        record = _writer(point, here)
+        key = record.place("state_file") if record else ""
         training = latest.get(key)
         if training is None or (point.step == 1 and point.step in training.curves.get(point.tag, {})):
             title = record.title if record else "training"
@@ -140,32 +143,24 @@ def read_trainings(place: Path, records: Sequence[Record]) -> list[Training]:
     return found
 
 
-def setting(config: Mapping[str, Any], name: str, *, depth: int = 8) -> str:
-    """A text of the config, put together from the texts that it refers to.
-
-    Expressions are not run, it could be anybody's code: what they add is left out.
-    """
-    value = config.get(name)
-    if not isinstance(value, str) or depth == 0:
-        return ""
-    if value.startswith("@"):
-        return setting(config, value[1:], depth=depth - 1)
-    if not value.startswith("$"):
-        return value
-    parts = re.findall(r"'([^']*)'|@(\w+)(?![\w:#\[(.])", value)
-    return "".join(setting(config, id_, depth=depth - 1) if id_ else text for text, id_ in parts)
+def _writer(point: Point, records: Sequence[Record]) -> Record | None:
+    """The latest of the trainings that had started when the point was written, by the same process if that is known."""
+    started = [record for record in records if record.started.timestamp() <= point.time]
+    own = [record for record in started if record.content.get("process") == point.process]
+    return next(reversed(own or started), None)
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
     """Files below `folder`, in no folder of MLflow's copies."""
-    return sorted(path for path in folder.rglob(pattern) if path.is_file() and "mlruns" not in path.parts)
+    found = (path for path in folder.rglob(pattern) if "mlruns" not in path.relative_to(folder).parts)
+    return sorted(path for path in found if path.is_file())
 
 
 def _record(path: Path) -> Record:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         record = Record(path, content)
-        _ = record.kind, record.title, record.started.timestamp()
+        _ = record.config, record.kind, record.title, record.started.timestamp()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no record of a run ({error!r})") from error
     return record
@@ -173,8 +168,11 @@ def _record(path: Path) -> Record:
 
 def _table(path: Path, records: Sequence[Record]) -> Table | None:
     """The table with the latest record of an evaluation or inference beside it; `None` if it has no rows."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a mark before the first heading
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error
     if any(None in row or None in row.values() or "case" not in row for row in rows):
         raise ValueError(f"{path}: must have a column `case` and as many values in every row as in the first")
     kind = "evaluating" if path.name == TABLES[0] else "inference"
@@ -188,8 +186,10 @@ def _points(place: Path) -> Iterator[Point]:
 
     for path in sorted(place.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        written_by = re.search(r"\.(\d+)\.\d+$", path.name)  # events.out.tfevents.<time>.<host>.<process>.<number>
+        process = int(written_by[1]) if written_by else -1
         for tag in events.Tags()["scalars"]:
-            yield from (Point(event.wall_time, tag, event.step, event.value) for event in events.Scalars(tag))
+            yield from (Point(event.wall_time, tag, event.step, event.value, process) for event in events.Scalars(tag))
 
 
 def _numeric(values: Sequence[str]) -> bool:

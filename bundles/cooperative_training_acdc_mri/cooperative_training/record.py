@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import platform
 import re
 import shlex
@@ -24,7 +25,8 @@ from monai.handlers import MLFlowHandler
 __all__ = ["record_run"]
 
 PACKAGES = ("monai", "torch", "numpy", "pytorch-ignite")
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]+@")
+PATHS = ("dataset_dir", "state_file", "weights")
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"]*@")
 
 
 def record_run(
@@ -34,7 +36,7 @@ def record_run(
 
     It is a step of a config's run list, the last one before the engine runs. The config as executed, with what the
     command line changed, is taken from the workflow that runs this step. Only the first of several processes writes.
-    Names and passwords in addresses are left out.
+    Names and passwords in addresses (`https://name:password@host`) are left out, nothing else is.
 
     The learning rate at the start of every epoch becomes a metric of `engine`, so that every log has it.
 
@@ -62,16 +64,15 @@ def record_run(
         "seconds": None,
         "command": _command(),
         "directory": str(Path.cwd()),
+        "process": os.getpid(),
         "device": _device(engine),
         "processes": idist.get_world_size(),
         "versions": _versions([*PACKAGES, *meta.get("required_packages_version", {})]),
         "cases": list(cases),
+        "paths": _paths(workflow),
         "config": config,
     }
     _write(record, path)
-    for handler in handlers:
-        if isinstance(handler, MLFlowHandler):
-            _complete_tracking(handler, engine, artifact=path, settings=_settings(config))
 
     def finish() -> None:
         ended = datetime.now(timezone.utc)
@@ -79,6 +80,9 @@ def record_run(
         _write({**record, **times}, path)
 
     engine.add_event_handler(Events.COMPLETED, finish)
+    for handler in handlers:
+        if isinstance(handler, MLFlowHandler):
+            _complete_tracking(handler, engine, artifact=path, settings=_settings(config))
 
 
 def _running_workflow() -> ConfigWorkflow | None:
@@ -92,10 +96,19 @@ def _running_workflow() -> ConfigWorkflow | None:
     return None
 
 
+def _paths(workflow: ConfigWorkflow | None) -> dict[str, str]:
+    """Those of the settings that are places of files, without references and expressions."""
+    if workflow is None:
+        return {}
+    parser = workflow.parser
+    values = {name: parser.get_parsed_content(name) for name in PATHS if name in parser.config}
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
 def _write(record: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps(record, indent=1, default=str, ensure_ascii=False)
+    text = json.dumps(record, indent=1, default=str)  # names that are no UTF-8 stay readable as escapes
     partial.write_text(_CREDENTIALS.sub("", text) + "\n", encoding="utf-8")
     partial.replace(path)
 
@@ -145,7 +158,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     chosen = {
         name: value
         for name, value in config.items()
-        if name != "save_execute_config" and (plain(value) or (isinstance(value, list) and all(map(plain, value))))
+        if plain(value) or (isinstance(value, list) and all(map(plain, value)))
     }
     return {name: _CREDENTIALS.sub("", str(value))[:500] for name, value in chosen.items()}
 
@@ -155,7 +168,6 @@ def _complete_tracking(tracker: MLFlowHandler, engine: Engine, *, artifact: Path
 
     It loses the loss of single steps, which MONAI logs under the name of an epoch's mean, and from lists only.
     """
-    tracker.artifacts = (*tracker.artifacts, str(artifact))
     if engine.has_event_handler(tracker.iteration_completed, Events.ITERATION_COMPLETED):
         engine.remove_event_handler(tracker.iteration_completed, Events.ITERATION_COMPLETED)
 
@@ -166,6 +178,11 @@ def _complete_tracking(tracker: MLFlowHandler, engine: Engine, *, artifact: Path
             if name not in known:
                 tracker.client.log_param(run_id, name, value)
 
+    def close() -> None:
+        tracker.client.log_artifact(tracker.cur_run.info.run_id, str(artifact))
+        tracker.close()
+
     engine.add_event_handler(Events.STARTED, log_settings)
-    if not tracker.close_on_complete:
-        engine.add_event_handler(Events.COMPLETED, tracker.close)
+    if engine.has_event_handler(tracker.close, Events.COMPLETED):
+        engine.remove_event_handler(tracker.close, Events.COMPLETED)
+    engine.add_event_handler(Events.COMPLETED, close)
