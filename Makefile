@@ -25,6 +25,8 @@ test-label: .venv/test.done label
 	$(PY) -m pip install --quiet --group $*
 	touch $@
 .venv-label/label.done: requirements/label.txt
+	@test -x .venv-label/bin/python || $(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) \
+	  and 'MONAI Label needs Python 3.11 or 3.12, this is %d.%d: make label PYTHON=python3.12' % sys.version_info[:2])"
 	test -x .venv-label/bin/python || $(PYTHON) -m venv .venv-label
 	.venv-label/bin/python -m pip install --quiet torch==2.13.0
 	.venv-label/bin/python -m pip install --quiet --no-deps --requirement requirements/label.txt

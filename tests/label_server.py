@@ -205,7 +205,10 @@ class LabelServer:
         offered = self.client.info()["trainers"][bundle]["config"]
         chosen = {name: value[0] if isinstance(value, list) else value for name, value in offered.items()}
         self.client.train_start(bundle, chosen | {"max_epochs": 1, "val_split": 0.34})
+        end = time.monotonic() + 600
         while (status := self.client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
+            if time.monotonic() > end:
+                pytest.fail(f"{bundle}: training does not end:\n{self.log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.3)
         return dict(status)
 

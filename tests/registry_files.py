@@ -87,12 +87,14 @@ def toy_registry(parent: Path, version: str = "0.1.0", **options: Any) -> Path:
     return build(str(parent / "dist"), bundles=str(toy_bundle(parent / version, version)), **options)
 
 
-def rewrite(dist: Path, change: Callable[[dict[str, bytes]], dict[Any, bytes]]) -> Path:
+def rewrite(
+    dist: Path, change: Callable[[dict[str, bytes]], dict[Any, bytes]], compression: int = zipfile.ZIP_STORED
+) -> Path:
     """Replaces the members of toy's zip, and the sums as an attacker would who can write to the registry."""
     path = dist / "toy_v0.1.0.zip"
     with zipfile.ZipFile(path) as archive:
         members = change({name: archive.read(name) for name in archive.namelist()})
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return resign(dist)

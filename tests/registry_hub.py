@@ -19,6 +19,8 @@ Files = dict[str, str]  # path -> SHA-256 of the content
 class Hub(Service):
     """A hub without repositories; contents lie in a folder by their SHA-256."""
 
+    signature = "secret-signature-of-the-tests"
+
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.repos: dict[str, list[Files]] = {}  # commits, oldest first
@@ -43,6 +45,11 @@ class Hub(Service):
             ("HEAD", "/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._file),
             ("GET", "/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._file),
         ]
+
+    @property
+    def bucket(self) -> str:
+        """Address under which large files are stored: another host than that of the hub."""
+        return self.address.replace("127.0.0.1", "localhost")
 
     def files(self, repo: str, revision: str) -> Files | None:
         """The files of a revision."""
@@ -111,7 +118,9 @@ class Hub(Service):
         objects = request.json()["objects"]
         for item in objects:
             if not (self.folder / item["oid"]).is_file():
-                item["actions"] = {"upload": {"href": f"{self.address}/storage/{item['oid']}"}}
+                item["actions"] = {
+                    "upload": {"href": f"{self.bucket}/storage/{item['oid']}?X-Signature={self.signature}"}
+                }
         return Answer({"objects": objects}, 200, {"Content-Type": "application/vnd.git-lfs+json"})
 
     def _store(self, request: Request, oid: str) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.conftest import NAMES, each_bundle
 from tests.conftest import recipe as small_recipe
 from tools import REPO
 from tools.demo import leave_bundle
-from tools.demo_bundle import write_studies
+from tools.demo_bundle import write_bundle, write_studies
 from tools.phantoms import phantoms as make_phantoms
 
 SEQUENCES = {f"{{case}}_{name}": f"BraTS19_PHANTOM_001_{name}.nii.gz" for name in ("flair", "t1", "t1ce", "t2")}
@@ -69,7 +70,22 @@ def test_trained_bundle_has_the_settings_of_the_demo(bundle: str, tmp_path: Path
     assert shapes[0] == shapes[1]
     assert [path.name for path in (folder / "models").iterdir()] == ["model.pt"]
     metadata = json.loads((folder / "configs/metadata.json").read_text())
+    assert metadata["version"] == "0.0.0"
+    assert metadata["changelog"].keys() == {"0.0.0"}
     assert metadata["description"].startswith("Trained by a demo, its settings are those of the demo. ")
+
+
+def test_what_lies_in_the_models_of_the_bundle_is_not_looked_at(tmp_path: Path) -> None:
+    source, models = tmp_path / "toy", tmp_path / "trained"
+    (source / "configs").mkdir(parents=True)
+    for file in ("inference.yaml", "metadata.json"):
+        shutil.copy(REPO / "bundles" / NAMES[0] / "configs" / file, source / "configs")
+    for folder in (source / "models", models):
+        folder.mkdir()
+        (folder / "model.pt").write_text(f"of {folder.name}")
+    (source / "models/stray.pt").write_text("no weights")
+    copy = write_bundle(source, tmp_path / "copy", models=models, overlays=[], settings={"inference": {}})
+    assert [path.read_text() for path in (copy / "models").iterdir()] == ["of trained"]
 
 
 def test_trained_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -52,18 +52,43 @@ def test_what_is_there_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     bundle, app = make_bundle(tmp_path, weights=("model.pt", "locator.pt")), tmp_path / "app"
     prepare(str(app), bundles=[str(bundle)])
     copy = app / "model/toy"
-    (copy / "models/model.pt").write_text(TEXT)
     (copy / "configs/train.yaml").write_text(TEXT)
     (copy / "models/locator.pt").unlink()
+    (bundle / "models/mlruns").mkdir()
     prepare(str(app), bundles=[str(bundle)])
     assert "version" not in caplog.text
-    assert (copy / "models/model.pt").read_text() == TEXT
     assert (copy / "configs/train.yaml").read_text() == TEXT
     assert (copy / "models/locator.pt").read_text() == "first locator.pt"
-
-    make_bundle(tmp_path, version="0.2.0")
+    (copy / "models/model.pt").write_text(TEXT)
     prepare(str(app), bundles=[str(bundle)])
-    assert f"toy: {copy} has version 0.1.0, {bundle} has 0.2.0" in caplog.text
+    assert (copy / "models/model.pt").read_text() == TEXT
+    assert f"toy: served is {copy}, version 0.1.0 with its own weights, not {bundle}, version 0.1.0;" in caplog.text
+    (copy / "models/model.pt").unlink()
+    prepare(str(app), bundles=[str(bundle)])
+    assert (copy / "models/model.pt").read_text() == "first model.pt"
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_what_comes_from_elsewhere_is_named_and_not_mixed(
+    version: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when a demo's bundle was served first: no weights of another training join it."""
+    prepare(str(tmp_path / "app"), bundles=[str(make_bundle(tmp_path / "demo", weights=("model.pt",)))])
+    copy, bundle = tmp_path / "app/model/toy", make_bundle(tmp_path, version=version)
+    prepare(str(tmp_path / "app"), bundles=[str(bundle)])
+    told = f"toy: served is {copy}, version 0.1.0 with its own weights, not {bundle}, version {version}"
+    assert f"{told} without weights; to take" in caplog.text
+    make_bundle(tmp_path, version=version, weights=("model.pt", "locator.pt"))
+    (bundle / "models/model.pt").write_text(TEXT)
+    prepare(str(tmp_path / "app"), bundles=[str(bundle)])
+    assert f"{told}; to take" in caplog.text
+    assert [path.name for path in (copy / "models").iterdir()] == ["model.pt"]
+    (copy / "models/model.pt").unlink()
+    if version != "0.1.0":
+        with pytest.raises(
+            ValueError, match=r"models/model.pt: there are no such weights, .* of version 0.2.0; remove"
+        ):
+            prepare(str(tmp_path / "app"), bundles=[str(bundle)])
 
 
 def test_bundles_without_weights_are_named(
@@ -86,8 +111,14 @@ def test_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "app").exists()
     with pytest.raises(ValueError, match=r"bin/python: MONAI Label is not installed there, run `make label`"):
         label(str(tmp_path), environment=str(tmp_path))
+    with pytest.raises(ValueError, match="no option --bundels; see --help, further settings are skip_trainers, "):
+        label(str(tmp_path), bundels="toy")
+    with pytest.raises(ValueError, match="studies 2024 was read as int, quote it: \"'2024'\""):
+        label(2024)  # type: ignore[arg-type]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").touch()
+    with pytest.raises(ValueError, match="name 5 was read as int, quote it"):
+        label(str(tmp_path), environment=str(tmp_path), bundles=("toy", 5))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="absent: is no folder of scans and no http address"):
         label(str(tmp_path / "absent"), environment=str(tmp_path))
 
@@ -104,11 +135,14 @@ def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin/python").touch()
     bundles = [make_bundle(tmp_path, name, weights=("model.pt",)) for name in ("a", "b")]
     app = str(tmp_path / "app")
-    label(str(tmp_path), app=app, bundles=",".join(map(str, bundles)), environment=str(tmp_path), skip_trainers=True)
+    chosen: dict[str, Any] = {"bundles": ",".join(map(str, bundles)), "origins": "http://viewer:3000"}
+    label(str(tmp_path), app=app, environment=str(tmp_path), skip_trainers=True, **chosen)
     python = str(tmp_path / "bin/python")
     assert started["path"] == python
     assert started["first"] == str(tmp_path / "bin")
     assert started["words"] == [
         *(python, "-m", "monailabel.main", "start_server", "--app", app, "--studies", str(tmp_path)),
-        *("--host", "127.0.0.1", "--port", "8000", "--conf", "models", "a,b", "--conf", "skip_trainers", "True"),
+        *("--host", "127.0.0.1", "--port", "8000", "--conf", "models", "a,b"),
+        *("--conf", "origins", "http://127.0.0.1:8000,http://localhost:8000,http://viewer:3000"),
+        *("--conf", "skip_trainers", "True"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,43 @@ def test_refusal_says_why(bundle: str, image: str, status: int, text: str, serve
     told = server.refusal(bundle, image)
     assert told.startswith(f"Status: {status};")
     assert text in told
+
+
+def test_pages_of_other_sites_read_nothing(server: LabelServer) -> None:
+    """A browser gives them an answer only if a header of it allows their origin."""
+    for origin, allowed in {"http://elsewhere.example": None, server.url: server.url}.items():
+        request = urllib.request.Request(f"{server.url}/info/", headers={"Origin": origin})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.status == 200
+            assert answer.headers["Access-Control-Allow-Origin"] == allowed
+
+
+def test_label_that_does_not_fit_is_not_stored(server: LabelServer) -> None:
+    """The good one that is there stays; grid and values are compared, and the scan must be known."""
+    client, image = server.client, "kidney1"
+    good = nibabel.load(server.folder / "labels" / f"{image}.nii.gz")
+    stored = Path(server.studies) / f"labels/final/{image}.nii.gz"
+    client.save_label(image, str(server.folder / "labels" / f"{image}.nii.gz"), "final")
+    before, moved = stored.read_bytes(), good.affine.copy()
+    moved[0, 3] += 1
+    bad = {
+        "differs from the image's": nibabel.Nifti1Image(voxels(good)[:-1], good.affine),
+        "it is on another grid": nibabel.Nifti1Image(voxels(good), moved),
+        "label values must be among [0, 1, 2, 3] or [0, 1, 2, 4] or ": nibabel.Nifti1Image(
+            voxels(good) + np.uint8(50), good.affine
+        ),
+        "found [0.5": nibabel.Nifti1Image(voxels(good).astype(np.float32) + 0.5, good.affine),
+    }
+    for text, volume in bad.items():
+        nibabel.save(volume, server.folder / "bad.nii.gz")
+        with pytest.raises(server.api.MONAILabelClientException) as caught:
+            client.save_label(image, str(server.folder / "bad.nii.gz"), "final")
+        assert "Status: 400" in caught.value.msg
+        assert text in caught.value.msg
+        assert stored.read_bytes() == before
+    with pytest.raises(server.api.MONAILabelClientException, match=r"Status: 404.*there is no image nobody"):
+        client.save_label("nobody", str(server.folder / "bad.nii.gz"), "final")
+    assert ask("DELETE", f"{server.url}/datastore/label?id={image}&tag=final")[0] == 200
 
 
 def test_a_brain_larger_than_the_network_sees_is_refused(server: LabelServer) -> None:

@@ -77,6 +77,7 @@ def make_bundle(parent: Path) -> Path:
     with (folder / "models/model.pt").open("wb") as file:
         torch.save({"weight": torch.tensor([[1.0, 2.0, 3.0]]), "bias": torch.tensor([4.0])}, file)
     torch.save({"model": {}, "trainer": {"epoch": 3}}, folder / "models/training_state.pt")
+    torch.save({"weight": torch.zeros(1)}, folder / "models/model_previous.pt")
     track(folder)
     (folder / "patient.csv").write_text("untracked")
     return folder

@@ -69,6 +69,8 @@ def test_all_that_is_missing_is_named_before_anything_is_written(
     (folder / "models/model.pt").unlink()
     with pytest.raises(ValueError, match=r"toy: models/model.pt does not exist.*\n  toy: .* no entry 0.1.0"):
         build(str(tmp_path / "dist"), bundles=str(folder))
+    with pytest.raises(ValueError, match=r"toy: the version in configs/metadata.json must be three digits, it is None"):
+        build(str(tmp_path / "dist"), bundles=str(toy_bundle(tmp_path / "b", version=None)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nobody: no bundle"):
         build(str(tmp_path / "dist"), bundles=f"{folder},nobody")
     assert not (tmp_path / "dist").exists()
@@ -126,6 +128,19 @@ def test_every_problem_of_a_release_is_listed(dist: Path) -> None:
     assert found["toy_v0.1.0"][3].startswith("models/b.pt is no plain state dict: not a torch file")
     assert "['a', 'b'] is not of type 'string'" in found["toy_v0.1.0"][4]
     assert len(found["toy_v0.1.0"]) == 5
+
+
+def test_one_bad_release_does_not_hide_the_others(dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
+    rewrite(dist, lambda members: {**members, "toy/configs/metadata.json": b'{"version": "0.1.0", "changelog": null}'})
+
+    def network(folder: Path) -> list[str]:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(sys.modules["tools.registry.verify"], "_network_problems", network)
+    found = problems(str(dist))
+    assert found["toy_v0.1.0"][0] == "configs/metadata.json has no entry 0.1.0 in its changelog"
+    assert found["toy_v0.2.0"] == ["cannot be checked, RecursionError: too deep"]
 
 
 def test_sums(dist: Path) -> None:

@@ -119,6 +119,6 @@ def test_from_the_hub(
         monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
         token, wire = Service.token, Wire(dry_run=False)
         publish_repositories(dist, read_index(str(dist)), owner="owner", private=False, token=token, wire=wire)
-        subprocess.run([sys.executable, "-c", FROM_HUB, str(home), *NAMES], check=True, cwd=tmp_path)
+        subprocess.run([sys.executable, "-c", FROM_HUB, str(home), *NAMES], check=True, cwd=tmp_path, timeout=600)
     for bundle in NAMES:
         assert_loads(bundle, home, weights(bundle), monkeypatch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tools.registry import build, fetch
 from tools.registry.verify import problems
 
 Members = dict[str, bytes]
+UP = "landed_outside_of_its_folder"
 
 
 class Bad(NamedTuple):
@@ -74,12 +76,19 @@ BAD = {
         lambda dist: resign(cut(dist, 0.95)), "data.pkl: not in the one folder toy/", "downloads something else"
     ),
     "traversal": Bad(
-        lambda dist: rewrite(dist, lambda members: {**members, "toy/../../up": b""}),
-        "toy/../../up: the path leaves its folder",
+        lambda dist: rewrite(dist, lambda members: {**members, **{f"toy/{'../' * i}{UP}": b"" for i in (2, 3, 4, 5)}}),
+        f"toy/../../{UP}: the path leaves its folder",
         "Unsafe path",
     ),
     "absolute": Bad(
-        lambda dist: rewrite(dist, lambda members: {**members, "/tmp/up": b""}), "/tmp/up: an absolute", "Unsafe path"
+        lambda dist: rewrite(dist, lambda members: {**members, f"{dist.parent}/{UP}": b""}),
+        f"/{UP}: an absolute",
+        "Unsafe path",
+    ),
+    "compressed": Bad(
+        lambda dist: rewrite(dist, lambda members: members, zipfile.ZIP_DEFLATED),
+        "toy/LICENSE: compressed, the files of a release are stored as they are",
+        "loads",
     ),
     "symbolic link": Bad(lambda dist: rewrite(dist, linked), "toy/docs/link: a link", "loads"),
     "two folders": Bad(
@@ -128,6 +137,13 @@ def address(dist: Path) -> Iterator[str]:
         yield place
 
 
+def outside(home: Path) -> list[Path]:
+    """Where a member of a zip landed that leaves its folder; zips are unpacked in here or in the temporary folder."""
+    temporary = Path(tempfile.gettempdir())
+    places = {home, *home.parents, temporary, *temporary.parents}
+    return [place / UP for place in places if (place / UP).exists()]
+
+
 def plain(address: str, home: Path) -> object:
     """What people do who have MONAI alone; the network, or nothing if the bundle's folder is not there."""
     monai.bundle.download(name="toy", bundle_dir=str(home), url=f"{address}/toy_v0.1.0.zip", progress=False)
@@ -152,9 +168,13 @@ def test_refused_and_nothing_left(kind: str, dist: Path, address: str, home: Pat
     with pytest.raises(ValueError, match=BAD[kind].refusal):
         fetch("toy", source=address, bundle_dir=str(home))
     assert list(home.iterdir()) == []
+    with pytest.raises(ValueError, match=BAD[kind].refusal):
+        fetch("toy", source=address, bundle_dir=str(home / "made/for/it"))
+    assert list(home.iterdir()) == []
     (reason,) = problems(str(dist))["toy_v0.1.0"]
     with pytest.raises(ValueError, match=BAD[kind].refusal):
         raise ValueError(reason)
+    assert not outside(home)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -171,7 +191,7 @@ def test_what_plain_monai_does(
     else:
         with pytest.raises((ValueError, OSError, pickle.UnpicklingError, zipfile.BadZipFile), match=BAD[kind].monai):
             plain(address, home)
-    assert not (home.parent / "up").exists()
+    assert not outside(home)
     assert (home / "toy.zip").is_file()
 
 
@@ -217,6 +237,10 @@ def test_versions(dist: Path, address: str, home: Path, tmp_path: Path) -> None:
         fetch("toy", source=address, bundle_dir=str(home), version="0.1.0")
     fetch("toy", source=address, bundle_dir=str(home), version="0.2.0")
     assert (home / "toy/mine.txt").read_text() == "kept"
+    (home / "toy/LICENSE").write_text("another")
+    with pytest.raises(ValueError, match=r"toy: there already, with another LICENSE; remove it to get the release"):
+        fetch("toy", source=address, bundle_dir=str(home), version="0.2.0")
+    assert (home / "toy/LICENSE").read_text() == "another"
     (home / "toy/configs/metadata.json").unlink()
     with pytest.raises(ValueError, match="toy: there already, in version unknown"):
         fetch("toy", source=address, bundle_dir=str(home))

@@ -104,10 +104,13 @@ def test_published_release_is_not_added_to(dist: Path, github: GitHub, tmp_path:
     upload(dist)
     build(str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
     before = github.changes()
-    with pytest.raises(ValueError, match=r"release v1 exists and holds another model_info.json"):
+    with pytest.raises(ValueError, match="has several versions of toy, a tag holds one of each bundle"):
         upload(dist)
+    following = build(str(tmp_path / "following"), bundles=str(tmp_path / "toy"))
+    with pytest.raises(ValueError, match=r"release v1 exists and holds another model_info.json"):
+        upload(following)
     assert github.changes() == before
-    upload(dist, tag="v2")
+    upload(following, tag="v2")
     assert len(github.releases) == 2
 
 
@@ -127,12 +130,32 @@ def test_interrupted_upload_is_continued(failing: str, dist: Path, github: GitHu
         assert (github.folder / name).read_bytes() == (dist / name).read_bytes()
 
 
-def test_tag_with_another_index(dist: Path, github: GitHub) -> None:
+@pytest.mark.parametrize("held", [{"models/model_info.json": "{}"}, {}])
+def test_tag_with_another_index(held: dict[str, str], dist: Path, github: GitHub) -> None:
     github.refs["refs/tags/v1"] = "commit0"
-    github.trees["tree0"]["models/model_info.json"] = "{}"
+    github.trees["tree0"] |= held
     with pytest.raises(ValueError, match=r"tag v1 exists with another models/model_info.json"):
         upload(dist)
     assert github.changes() == []
+
+
+@pytest.mark.parametrize("change", [{"body": "what somebody else writes"}, {"assets": {"theirs.zip": {}}}])
+def test_draft_of_somebody_else(change: dict[str, Any], dist: Path, github: GitHub) -> None:
+    body = (dist / "toy_v0.1.0.md").read_text().replace("\n", "\r\n")
+    theirs = {"tag_name": "v1", "draft": True, "id": 0, "body": body, "assets": {}, **change}
+    for name, asset in theirs["assets"].items():
+        asset |= {"name": name, "state": "uploaded", "size": 1, "digest": None}
+    github.releases.append(theirs)
+    with pytest.raises(ValueError, match="release v1 exists as a draft with other notes or files"):
+        upload(dist)
+    assert github.changes() == []
+
+
+def test_what_a_demo_left_is_not_published(dist: Path, github: GitHub, tmp_path: Path) -> None:
+    build(str(dist), bundles=str(toy_bundle(tmp_path, "0.0.0")))
+    with pytest.raises(ValueError, match=r"toy in version 0.0.0 was trained by a demo, it is no release"):
+        upload(dist)
+    assert github.log == []
 
 
 def test_dry_run_shows_the_requests_of_the_real_run(
@@ -183,6 +206,9 @@ def test_refusals_of_the_service(
         ({"github": "repo"}, "must be OWNER/REPOSITORY"),
         ({"tag": "release/1"}, "no slash"),
         ({"tag": None}, "--tag must be given"),
+        ({"tag": 1.0}, "tag 1.0 was read as float, quote it: \"'1.0'\""),
+        ({"target": 1234567}, "target 1234567 was read as int, quote it"),
+        ({"private": True}, "--private does not go with --github"),
     ],
 )
 def test_arguments(options: dict[str, Any], reason: str, dist: Path, github: GitHub) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,8 +95,12 @@ def test_next_version_replaces_the_files_and_moves_the_latest_tag(dist: Path, hu
 def test_older_version_leaves_the_latest_tag(dist: Path, hub: Hub, tmp_path: Path) -> None:
     build(str(tmp_path / "next"), bundles=str(toy_bundle(tmp_path, "0.2.0")))
     upload(tmp_path / "next")
+    hub.tags[REPO]["experiment"] = 1  # of somebody else, later in the alphabet
     upload(dist)
-    assert hub.tags[REPO] == {"0.2.0": 1, "latest_version": 1, "0.1.0": 2}
+    assert hub.tags[REPO] == {"0.2.0": 1, "latest_version": 1, "0.1.0": 2, "experiment": 1}
+    build(str(tmp_path / "third"), bundles=str(toy_bundle(tmp_path / "c", "0.3.0")))
+    upload(tmp_path / "third")
+    assert hub.tags[REPO]["latest_version"] == 3
 
 
 def test_again_changes_nothing(dist: Path, hub: Hub, tmp_path: Path) -> None:
@@ -122,8 +127,9 @@ def test_again_changes_nothing(dist: Path, hub: Hub, tmp_path: Path) -> None:
 )
 def test_interrupted_upload_is_continued(failing: str, left: list[str], dist: Path, hub: Hub) -> None:
     hub.fail = [failing]
-    with pytest.raises(ValueError, match="owner/toy: the hub refuses"):
+    with pytest.raises(ValueError, match="owner/toy: the hub refuses") as error:
         upload(dist)
+    assert Hub.signature not in str(error.value)
     count = len(hub.changes())
     upload(dist)
     again = [line for line in hub.changes()[count:] if "preupload" not in line and "validate" not in line]
@@ -144,8 +150,11 @@ def test_dry_run_shows_the_requests_of_the_real_run(
     hub.log.clear()
     upload(dist)
     real = capsys.readouterr().out
-    planned = shown.replace("  (not sent)", "").replace("https://address-from-the-hub/", f"{hub.address}/storage/")
+    assert "?..." in real
+    assert Hub.signature not in real
+    planned = shown.replace("  (not sent)", "").replace("https://address-from-the-hub/", f"{hub.bucket}/storage/")
     planned = planned.replace("/tag/NEW", f"/tag/{1:040x}")
+    real = re.sub(r"(/storage/\w+)\?\.\.\.", r"\1", real)  # the query that lets everybody upload is cut off
     assert [line for line in planned.splitlines() if ONCE not in line] == [
         line for line in real.splitlines() if ONCE not in line
     ]
@@ -154,6 +163,12 @@ def test_dry_run_shows_the_requests_of_the_real_run(
     assert "         LICENSE  28 bytes" in real.splitlines()
     (size,) = (len(request.body) for request in hub.log if request.method == "PUT")
     assert real.splitlines().count(f"         models/model.pt  {size:,} bytes") == 2  # sent, and named in the commit
+
+
+def test_options_of_the_other_service(dist: Path, hub: Hub) -> None:
+    with pytest.raises(ValueError, match="--target does not go with --hub"):
+        upload(dist, target="main")
+    assert hub.log == []
 
 
 def test_refusals_of_the_service(

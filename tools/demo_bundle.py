@@ -14,7 +14,9 @@ from monai.bundle import ConfigParser
 
 from tools.pack import release_files
 
-__all__ = ["write_bundle", "write_studies"]
+__all__ = ["DEMO_VERSION", "write_bundle", "write_studies"]
+
+DEMO_VERSION = "0.0.0"  # of no release: nothing takes the copy for one
 
 Settings = Mapping[str, Any]
 
@@ -36,7 +38,7 @@ def write_bundle(
     Returns:
         `target`.
     """
-    files = release_files(folder)
+    files = release_files(folder, weights=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
         copy = Path(scratch) / target.name
@@ -53,6 +55,8 @@ def write_bundle(
             ConfigParser.export_config_file(config, str(copy / f"configs/{stem}.yaml"), fmt="yaml", sort_keys=False)
         metadata = copy / "configs/metadata.json"
         content = json.loads(metadata.read_text(encoding="utf-8"))
+        content["version"] = DEMO_VERSION
+        content["changelog"] = {DEMO_VERSION: "Trained by a demo, no release"}
         content["description"] = f"Trained by a demo, its settings are those of the demo. {content['description']}"
         metadata.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.copytree(models, copy / "models", ignore=shutil.ignore_patterns("*state.pt", "*_previous.pt", "*.tmp"))

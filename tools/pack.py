@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from tools import REPO
+from tools.arguments import require_text
 from tools.checkpoints import read_checkpoint
 from tools.files import replacing
 
@@ -75,14 +76,19 @@ def bundle_folder(bundle: str) -> Path:
     Raises:
         ValueError: if the folder is no bundle.
     """
+    require_text(bundle=bundle)
     folder = Path(bundle).resolve() if Path(bundle).is_dir() else REPO / "bundles" / bundle
     if not (folder / "configs" / "metadata.json").is_file():
         raise ValueError(f"{bundle}: no bundle, {folder / 'configs' / 'metadata.json'} does not exist")
     return folder
 
 
-def release_files(folder: Path) -> dict[str, bytes]:
+def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
     """Returns path in the bundle -> content of everything that a release of the bundle in `folder` holds.
+
+    Args:
+        folder: the bundle.
+        weights: whether those in its `models` folder are among it; otherwise they are not looked at.
 
     Raises:
         ValueError: as `pack`.
@@ -90,7 +96,8 @@ def release_files(folder: Path) -> dict[str, bytes]:
     names = _tracked(folder) or _laid_out(folder)
     if "configs/metadata.json" not in names:
         raise ValueError(f"{folder.name}: git does not track configs/metadata.json, add and commit the bundle first")
-    names |= {f"models/{path.name}" for path in (folder / "models").glob("*.pt") if _is_weights(path)}
+    found = (folder / "models").glob("*.pt") if weights else ()
+    names |= {f"models/{path.name}" for path in found if _is_weights(path)}
     kept = sorted(name for name in names if not any(part in EXCLUDED or part[0] == "." for part in name.split("/")))
     files = {name: (folder / name).read_bytes() for name in kept}
     for name in kept:
@@ -150,7 +157,13 @@ def _laid_out(folder: Path) -> set[str]:
 
 
 def _is_weights(path: Path) -> bool:
-    """Whether the file is a plain state dict: a training state, with optimizer and trainer, is no part of a release."""
+    """Whether the file is a plain state dict: a training state, with optimizer and trainer, is no part of a release.
+
+    Nor are the weights of before a training, which MONAI Label keeps as `*_previous.pt`.
+    """
+    if path.stem.endswith("_previous"):
+        logger.info("%s: left out, the weights before a training", path)
+        return False
     state = read_checkpoint(path)
     plain = isinstance(state, dict) and all(isinstance(value, torch.Tensor) for value in state.values())
     if not plain:

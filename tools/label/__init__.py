@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools import BUNDLES, REPO
+from tools.arguments import names, require_text
 from tools.files import replacing
+from tools.pack import bundle_folder
 
-__all__ = ["label", "prepare", "server_command"]
+__all__ = ["label", "prepare"]
 
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = REPO / ".venv-label"
 LEFT_OUT = ("__pycache__", "eval", "cache", "*state.pt", "*_previous.pt", "*.partial", "monailabel_train.json")
+SETTINGS = (
+    "skip_trainers",
+    "preload",
+    *(f"epistemic_{name}" for name in ("model", "max_samples", "simulation_size", "dropout")),
+)
 
 
 def label(
@@ -29,6 +37,7 @@ def label(
     bundles: str | Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
+    origins: str | Sequence[str] = (),
     environment: str | None = None,
     **conf: object,
 ) -> None:
@@ -44,21 +53,30 @@ def label(
             that have weights.
         host: address to listen at; 0.0.0.0 lets other machines in, without any password.
         port: port to listen at.
+        origins: other sites whose pages may use the server, for example http://viewer:3000. Default: its own viewer.
         environment: virtual environment of the server. Default: .venv-label.
-        conf: settings of MONAI Label's bundle app, for example --skip_trainers true.
+        conf: settings of MONAI Label's bundle app: skip_trainers, preload, epistemic_model, epistemic_max_samples,
+            epistemic_simulation_size, epistemic_dropout; for example --skip_trainers true.
 
     Raises:
-        ValueError: the server is not installed, there are no scans, or a bundle is none or lacks its weights.
+        ValueError: an option does not exist, the server is not installed, there are no scans, or a bundle is none or
+            lacks its weights.
     """
+    require_text(studies=studies, app=app, host=host, environment=environment)
+    if unknown := sorted(conf.keys() - {*SETTINGS}):
+        raise ValueError(f"there is no option --{unknown[0]}; see --help, further settings are {', '.join(SETTINGS)}")
     folder = ENVIRONMENT if environment is None else Path(environment).absolute()
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.is_file():
         raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise ValueError(f"{studies}: is no folder of scans and no http address")
-    chosen = bundles.split(",") if isinstance(bundles, str) else bundles
-    conf = {"models": ",".join(prepare(app, bundles=chosen)), **conf}
-    command = server_command(python, app=app, studies=studies, host=host, port=port, conf=conf)
+    served = prepare(app, bundles=names(bundles))
+    command = [str(python), "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
+    command += ["--host", host, "--port", str(port)]
+    own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
+    for name, value in {"models": ",".join(served), "origins": ",".join([*own, *names(origins)]), **conf}.items():
+        command += ["--conf", name, str(value)]
     logger.info("Starting MONAI Label at http://%s:%s/ (stop it with Ctrl+C)\n%s", host, port, " ".join(command))
     sys.stdout.flush()
     # Its own programs (torchrun, itkimage2segimage) are found by name.
@@ -66,21 +84,11 @@ def label(
     os.execve(command[0], command, {**os.environ, "PATH": search_path})
 
 
-def server_command(
-    python: Path, *, app: str, studies: str, host: str, port: int, conf: dict[str, object] | None = None
-) -> list[str]:
-    """The words that start the server with the interpreter `python` of its environment."""
-    words = [str(python), "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
-    words += ["--host", host, "--port", str(port)]
-    for name, value in (conf or {}).items():
-        words += ["--conf", name, str(value)]
-    return words
-
-
 def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:
     """Makes the folder of a MONAI Label app, or completes it.
 
-    A bundle that is in the app already stays as it is; only weights that are missing there are copied again.
+    A bundle that is in the app already stays as it is; only weights that are missing there are copied again, if they
+    are of the same version and training.
 
     Args:
         app: the folder.
@@ -93,21 +101,15 @@ def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:
         ValueError: if one of them is no bundle or has no models/model.pt, or none has.
     """
     target = Path(app)
-    sources = [_source(name, target) for name in bundles] or _all_with_weights(target)
+    sources = [bundle_folder(name) for name in bundles] or _all_with_weights(target)
+    for folder in sources:
+        if not _has_weights(folder, target):
+            raise ValueError(f"{folder}/models/model.pt: there are no such weights, train, convert or download them")
     for folder in sources:
         _copy_bundle(folder, target / "model" / folder.name)
     with replacing(target / "main.py") as partial:
         shutil.copyfile(Path(__file__).with_name("app.py"), partial)
     return [folder.name for folder in sources]
-
-
-def _source(bundle: str, app: Path) -> Path:
-    folder = Path(bundle).resolve() if Path(bundle).is_dir() else REPO / "bundles" / bundle
-    if not (folder / "configs/metadata.json").is_file():
-        raise ValueError(f"{bundle}: no bundle, {folder / 'configs/metadata.json'} does not exist")
-    if not _has_weights(folder, app):
-        raise ValueError(f"{folder / 'models/model.pt'}: there are no such weights, train, convert or download them")
-    return folder
 
 
 def _has_weights(folder: Path, app: Path) -> bool:
@@ -134,21 +136,32 @@ def _copy_bundle(source: Path, target: Path) -> None:
             Path(shutil.copytree(source, Path(scratch) / source.name, ignore=ignore)).replace(target)
         logger.info("%s: copied to %s", source.name, target)
         return
-    names = [path.name for path in (source / "models").glob("*") if not (target / "models" / path.name).exists()]
-    for name in sorted({*names} - {*ignore(str(source), names)}):
-        with replacing(target / "models" / name) as partial:
-            shutil.copyfile(source / "models" / name, partial)
-        logger.info("%s: %s copied to %s", source.name, name, target / "models")
     old, new = (
         json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))["version"]
         for folder in (target, source)
     )
-    if old != new:
+    served, own = (folder / "models/model.pt" for folder in (target, source))
+    if old == new and (not served.is_file() or (own.is_file() and filecmp.cmp(served, own, shallow=False))):
+        _complete(source / "models", target / "models", left_out=ignore)
+    elif not served.is_file():
+        raise ValueError(f"{served}: there are no such weights, and {own} are of version {new}; remove {target}")
+    else:
         logger.warning(
-            "%s: %s has version %s, %s has %s; remove the former to take the latter",
+            "%s: served is %s, version %s with its own weights, not %s, version %s%s; "
+            "to take the latter, remove the former",
             source.name,
             target,
             old,
             source,
             new,
+            "" if own.is_file() else " without weights",
         )
+
+
+def _complete(source: Path, target: Path, *, left_out: Callable[[str, list[str]], set[str]]) -> None:
+    """Copies the weights that a folder lacks and another one has, which are of the same training."""
+    names = [path.name for path in source.glob("*") if path.is_file() and not (target / path.name).exists()]
+    for name in sorted({*names} - left_out(str(source), names)):
+        with replacing(target / name) as partial:
+            shutil.copyfile(source / name, partial)
+        logger.info("%s copied to %s", source / name, target)

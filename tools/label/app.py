@@ -10,13 +10,15 @@ import importlib.util
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
+from fastapi.middleware.cors import CORSMiddleware
 from monai.bundle import ConfigParser
+from monai.transforms import LoadImage
 from monailabel.interfaces.app import MONAILabelApp  # type: ignore[import-not-found]
 from monailabel.interfaces.exception import MONAILabelException  # type: ignore[import-not-found]
 
@@ -76,6 +78,57 @@ def http_error(error: Exception) -> HTTPException:
     return HTTPException(status_code=500, detail=f"{type(error).__name__}: {error}")
 
 
+def limit_origins(application: FastAPI, origins: Sequence[str]) -> None:
+    """Lets the pages of some sites alone read a server's answers in the user's browser.
+
+    MONAI Label lets those of every site; its own setting for it, MONAI_LABEL_CORS_ORIGINS, ends it at the start.
+    """
+    for middleware in application.user_middleware:
+        if middleware.cls is CORSMiddleware:  # type: ignore[comparison-overlap]  # its type is that of a factory
+            middleware.kwargs["allow_origins"] = [*origins]
+    application.middleware_stack = None  # made at the next request
+
+
+def label_values(config: object) -> Iterator[set[int]]:
+    """The sets of values that the checks of a training allow label maps, from all of its config."""
+    if isinstance(config, Mapping):
+        named = config.get("label_values")
+        yield from map(set, named if isinstance(named, list) else ())
+    for part in config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ():
+        yield from label_values(part)
+
+
+def check_label(label: str, image: str, *, values: Collection[set[int]]) -> None:
+    """Compares a label map with the scan that it is for.
+
+    Args:
+        label: file of the label map; one of a kind other than NIfTI and NRRD passes.
+        image: file of the scan, or folder of a DICOM series.
+        values: sets of values, of one of which a label map may have a part.
+
+    Raises:
+        HTTPException: 400, the grids differ or the values are not those of one of `values`.
+    """
+    if not label.endswith((".nii", ".nii.gz", ".nrrd")):
+        return
+    read = LoadImage(image_only=True)
+    try:
+        mask = read(label)
+    except Exception as error:
+        raise HTTPException(status_code=400, detail=f"the label cannot be read: {error}") from error
+    scan = read(image)
+    problem, found = "", {*torch.unique(mask.as_tensor()).tolist()}
+    if mask.shape != scan.shape[:3]:
+        problem = f"shape {[*mask.shape]} differs from the image's, {[*scan.shape[:3]]}"
+    elif not torch.allclose(mask.affine.double(), scan.affine.double(), rtol=0, atol=1e-2):
+        problem = "its affine differs from the image's: it is on another grid"
+    elif not any(found <= allowed for allowed in values):
+        text = " or ".join(sorted({str(sorted(allowed)) for allowed in values}))
+        problem = f"label values must be among {text}, found {sorted(found)[:10]}"
+    if problem:
+        raise HTTPException(status_code=400, detail=f"the label is not stored, {problem}")
+
+
 def check_scan(folder: Path, image: str) -> None:
     """Runs the checks of a bundle's inference on one scan, as its command line does; MONAI Label knows none.
 
@@ -107,8 +160,9 @@ def _bundle_app() -> Any:
 class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[misc]  # found by the name of a base
     """MONAI Label's bundle app, which serves every bundle with weights in its folder and never asks the network.
 
-    Beyond it: weights must fit their network, scans pass the bundle's own checks, errors reach the client with their
-    text, and a scan that cannot be segmented does not end a batch.
+    Beyond it: weights must fit their network, scans pass the bundle's own checks, labels lie on their scan's grid and
+    have values of a served bundle, errors reach the client with their text, and a scan that cannot be segmented does
+    not end a batch.
     """
 
     def __init__(self, *, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -121,6 +175,27 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
             raise ValueError(f"{self.folder}: holds no bundle with models/model.pt")
         local = {"zoo_source": "local", "sam2": "false", **(conf or {}), "models": ",".join(chosen)}
         super().__init__(app_dir=app_dir, studies=studies, conf=local)
+
+    def on_init_complete(self) -> None:
+        """Called once by the server, before it answers."""
+        super().on_init_complete()
+        limit_origins(sys.modules["monailabel.app"].app, self.conf.get("origins", "").split(","))
+
+    def init_datastore(self) -> Any:
+        """The store of scans and labels; a label that does not fit its scan never takes the place of one that does."""
+        store = super().init_datastore()
+        save = store.save_label
+
+        def checked(image_id: str, label_filename: str, *args: Any, **kwargs: Any) -> Any:
+            try:
+                values = [allowed for model in self._infers for allowed in self._label_values(model)]
+                check_label(label_filename, self._stored(image_id, store), values=values)
+                return save(image_id, label_filename, *args, **kwargs)
+            except Exception as error:
+                raise self._answer(error, f"label of {image_id}") from error
+
+        store.save_label = checked
+        return store
 
     def init_infers(self) -> dict[str, Any]:
         """Inference tasks by bundle; weights of another network are an error, not noise in the masks."""
@@ -174,7 +249,15 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
             raise self._answer(error, f"{request.get('model')}, training") from error
 
     def _path(self, image: str, datastore: Any) -> str:
-        path = image if image and Path(image).exists() else str(datastore.get_image_uri(image) or "")
+        return image if image and Path(image).exists() else self._stored(image, datastore)
+
+    def _label_values(self, model: str) -> list[set[int]]:
+        files = [self.folder / model / f"configs/train.{ending}" for ending in ("json", "yaml")]
+        config = ConfigParser.load_config_file(next((file for file in files if file.is_file()), {}))
+        return [*label_values(config)] or [{0, *self._infers[model].labels.values()}]
+
+    def _stored(self, image: str, datastore: Any) -> str:
+        path = str(datastore.get_image_uri(image) or "")
         if not path:
             raise HTTPException(status_code=404, detail=f"there is no image {image} in {self.studies}")
         return path

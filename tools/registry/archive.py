@@ -26,15 +26,15 @@ REQUIRED = (
     "models/model.pt",
 )
 _WEIGHTS = {".pt", ".pth", ".ckpt", ".pkl"}
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 def unpack(path: Path, release: Release, *, into: Path) -> Path:
     """Unpacks a release zip into the folder `into` and returns the bundle's folder.
 
     Raises:
-        ValueError: if the zip is truncated or damaged, or a member is not a plain file under the folder with the
-            bundle's name; nothing has been written then, or, if the damage is inside a member, only to `into`.
+        ValueError: if the zip is truncated or damaged, or a member is not a plain, uncompressed file under the folder
+            with the bundle's name; nothing has been written then, or, if the damage is inside a member, only to `into`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -42,7 +42,7 @@ def unpack(path: Path, release: Release, *, into: Path) -> Path:
                 raise ValueError("\n".join([f"{release.zip}: refused", *(f"  {problem}" for problem in problems)]))
             archive.extractall(into)
     except _DAMAGE as error:
-        raise ValueError(f"{release.zip}: truncated or damaged, {error}") from error
+        raise ValueError(f"{release.zip}: cannot be unpacked, truncated or damaged, {error}") from error
     return into / release.name
 
 
@@ -80,6 +80,8 @@ def _member_problems(archive: zipfile.ZipFile, name: str) -> Iterator[str]:
             yield f"{entry.filename}: a link or device, not a plain file"
         elif entry.flag_bits & 1:
             yield f"{entry.filename}: encrypted"
+        elif entry.compress_type != zipfile.ZIP_STORED:
+            yield f"{entry.filename}: compressed, the files of a release are stored as they are"
     counts = Counter(entry.filename for entry in entries)
     yield from (f"{path}: {count} times" for path, count in counts.items() if count > 1)
 
@@ -93,5 +95,5 @@ def _metadata_problems(path: Path, release: Release) -> Iterator[str]:
     version = metadata.get("version") if isinstance(metadata, dict) else None
     if version != release.version:
         yield f"configs/metadata.json says version {version!r}, the zip's name {release.version!r}"
-    elif version not in metadata.get("changelog", {}):
+    elif not isinstance(changelog := metadata.get("changelog"), dict) or version not in changelog:
         yield f"configs/metadata.json has no entry {version} in its changelog"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tools import BUNDLES
+from tools.arguments import names, require_text
 from tools.files import replacing
 from tools.pack import bundle_folder, pack
 from tools.registry.index import read_index
@@ -35,7 +37,7 @@ def build(
 ) -> Path:
     """Make the registry OUT: of each bundle the zip, its SHA-256 and release notes, and a model_info.json of all.
 
-    The same sources and weights give the same bytes on every machine. Rows of other versions in OUT are kept.
+    The same sources and weights give the same zips on every machine. Rows of other versions in OUT are kept.
 
     Args:
         out: folder to write to.
@@ -47,19 +49,18 @@ def build(
         The folder OUT.
 
     Raises:
-        ValueError: a bundle is none, lacks models/model.pt or an entry for its version in the changelog, or cannot be
-            packed. All of the first three kinds are named before anything is written.
+        ValueError: a bundle is none, lacks models/model.pt, a version or its entry in the changelog, or cannot be
+            packed. All but the last are named before anything is written.
     """
-    chosen = bundles.split(",") if isinstance(bundles, str) else bundles
-    folders = list(BUNDLES) if chosen is None else [bundle_folder(str(name).strip()) for name in chosen]
-    notes = {folder: _notes(folder) for folder in folders}
+    require_text(out=out, url=url)
+    folders = list(BUNDLES) if bundles is None else [bundle_folder(name) for name in names(bundles)]
     problems = [problem for folder in folders for problem in _problems(folder, allow_missing_weights)]
     if problems:
         raise ValueError("\n  ".join(["nothing is built", *problems]))
-    for folder, text in notes.items():
+    for folder in folders:
         (stem,) = pack(str(folder), out, url=url)
         with replacing(Path(out, f"{stem}.md")) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_text(_notes(folder), encoding="utf-8", newline="\n")
     logger.info("%s: %d releases; next: python -m tools registry verify %s", out, len(read_index(out)), out)
     return Path(out)
 
@@ -74,8 +75,11 @@ def _problems(folder: Path, allow_missing_weights: bool) -> list[str]:
     if not allow_missing_weights and not (folder / "models/model.pt").is_file():
         problems.append(f"{folder.name}: models/model.pt does not exist; train it, or give --allow_missing_weights")
     metadata = _metadata(folder)
-    if metadata["version"] not in metadata.get("changelog", {}):
-        problems.append(f"{folder.name}: configs/metadata.json has no entry {metadata['version']} in its changelog")
+    version = metadata.get("version")
+    if not isinstance(version, str) or not re.fullmatch(r"\d\.\d\.\d", version):
+        problems.append(f"{folder.name}: the version in configs/metadata.json must be three digits, it is {version!r}")
+    elif version not in (metadata.get("changelog") or {}):
+        problems.append(f"{folder.name}: configs/metadata.json has no entry {version} in its changelog")
     return problems
 
 
@@ -87,7 +91,7 @@ def _notes(folder: Path) -> str:
         version=version,
         title=metadata.get("name", folder.name),
         description=metadata.get("description", ""),
-        changelog=f"Changes: {metadata.get('changelog', {}).get(version)}.",
+        changelog=f"Changes: {metadata['changelog'][version]}.",
         monai=metadata.get("monai_version"),
         torch=metadata.get("pytorch_version"),
         numpy=metadata.get("numpy_version"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tools.arguments import require_text
 from tools.registry.archive import content_problems, unpack
 from tools.registry.index import Release, download, read_index
 
@@ -30,23 +34,26 @@ def fetch(name: str, *, source: str, bundle_dir: str, version: str | None = None
         The bundle's folder.
 
     Raises:
-        ValueError: the registry has no such bundle or version, another version is there already, or what came is
-            truncated, altered, unsafe or incomplete.
+        ValueError: the registry has no such bundle or version, another version or content is there already, or what
+            came is truncated, altered, unsafe or incomplete.
     """
+    require_text(name=name, source=source, bundle_dir=bundle_dir, version=version)
     release = _release(source, name, version)
     target = Path(bundle_dir).resolve() / name
-    if target.exists():
-        present = _version(target)
-        if present != release.version:
-            raise ValueError(f"{target}: there already, in version {present}; remove it to get {release.version}")
-        logger.info("%s: version %s is there already, nothing was downloaded", target, present)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as temporary:
+    if target.exists() and (present := _version(target)) != release.version:
+        raise ValueError(f"{target}: there already, in version {present}; remove it to get {release.version}")
+    with _made(target.parent), tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as temporary:
         download(source, release, target=Path(temporary, release.zip))
         folder = unpack(Path(temporary, release.zip), release, into=Path(temporary, "unpacked"))
         if problems := content_problems(folder, release):
             raise ValueError("\n  ".join([f"{release.zip}: refused", *problems]))
+        if target.exists():
+            if other := _differences(folder, target):
+                raise ValueError(
+                    f"{target}: there already, with another {', '.join(other)}; remove it to get the release"
+                )
+            logger.info("%s: version %s is there already", target, release.version)
+            return target
         folder.rename(target)
     logger.info("%s: version %s", target, release.version)
     return target
@@ -62,6 +69,27 @@ def _release(source: str, name: str, version: str | None) -> Release:
     if chosen not in releases:
         raise ValueError(f"{source}: no version {chosen} of {name}, there are {', '.join(sorted(releases))}")
     return releases[chosen]
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder for the block; if the block ends with an error, what was made is removed."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+def _differences(release: Path, present: Path) -> list[str]:
+    """Returns the files of an unpacked release that a folder lacks or has with other content."""
+    files = sorted(path.relative_to(release).as_posix() for path in release.rglob("*") if path.is_file())
+    _, mismatch, errors = filecmp.cmpfiles(release, present, files, shallow=False)
+    return sorted([*mismatch, *errors])
 
 
 def _version(folder: Path) -> str:

@@ -6,17 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
-from monai.apps.utils import HashCheckError, download_url
+from tqdm import tqdm
+
+from tools.files import replacing
 
 __all__ = ["INDEX", "Release", "checksum", "digest", "download", "is_address", "read_index"]
 
 INDEX = "model_info.json"
 _STEM = re.compile(r"([A-Za-z]\w*)_v(\d\.\d\.\d)")
 _TIMEOUT = 60  # seconds without a byte
+_BLOCK = 2**20  # bytes
 
 
 class Release(NamedTuple):
@@ -96,16 +100,18 @@ def download(source: str, release: Release, *, target: Path) -> None:
         ValueError: if it cannot be read, or is another or a truncated one; there is no `target` then.
     """
     expected, place = checksum(source, release), _address(source, release.zip)
+    sha256 = hashlib.sha256()
     try:
-        download_url(place, target, hash_val=expected, hash_type="sha256", progress=False)
-    except HashCheckError as error:
-        raise ValueError(
-            f"{place}: its SHA-256 is not that of {release.sums}, it is damaged or another file"
-        ) from error
-    except (OSError, RuntimeError) as error:
+        with urlopen(place, timeout=_TIMEOUT) as response, replacing(target) as partial, partial.open("wb") as file:
+            size = int(response.headers.get("Content-Length") or 0)
+            with tqdm(desc=release.zip, total=size, unit="B", unit_scale=True, leave=False, disable=None) as progress:
+                while block := response.read(_BLOCK):
+                    progress.update(file.write(block))
+                    sha256.update(block)
+            if sha256.hexdigest() != expected:
+                raise ValueError(f"{place}: its SHA-256 is not that of {release.sums}, it is damaged or another file")
+    except (OSError, HTTPException) as error:
         raise ValueError(f"{place}: cannot be downloaded, {error}") from error
-    if not target.is_file():  # MONAI swallows a refused permission
-        raise ValueError(f"{place}: cannot be written to {target}")
 
 
 def digest(path: Path, algorithm: str) -> str:
@@ -131,5 +137,5 @@ def _read(place: str) -> str:
     try:
         with urlopen(place, timeout=_TIMEOUT) as response:
             return str(response.read(2**24).decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: cannot be read, {error}") from error

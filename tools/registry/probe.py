@@ -1,12 +1,9 @@
-"""Loads an unpacked bundle as a user does, in a process of its own: `python -I probe.py <bundle_dir> <name>`."""
+"""Loads an unpacked bundle as a user does, in a process of its own: `python probe.py <bundle_dir> <name>`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-import monai.bundle
-import torch
 
 
 def problems(bundle_dir: str, name: str) -> list[str]:
@@ -15,6 +12,9 @@ def problems(bundle_dir: str, name: str) -> list[str]:
     Raises:
         Exception: whatever building or running the network raises.
     """
+    import monai.bundle
+    import torch
+
     folder = Path(bundle_dir, name)
     weights = torch.load(folder / "models/model.pt", map_location="cpu", weights_only=True)
     found = []
@@ -37,5 +37,6 @@ def problems(bundle_dir: str, name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(*sys.argv[1:])))
+    # Not the folder of this script, which Python puts there: its modules have common names.
+    sys.path[:] = [str(Path(*sys.argv[1:])), *(path for path in sys.path if Path(path) != Path(__file__).parent)]
     sys.exit("; ".join(problems(*sys.argv[1:])) or 0)

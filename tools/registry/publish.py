@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from tools.registry.index import is_address, read_index
+from tools.arguments import require_text
+from tools.demo_bundle import DEMO_VERSION
+from tools.registry.index import Release, is_address, read_index
 from tools.registry.verify import problems
 from tools.registry.wire import Wire
 
@@ -48,19 +51,25 @@ def publish(
         dry_run: send only requests that read, show the others. Needs no token where reading needs none.
 
     Raises:
-        ValueError: arguments do not go together, the token is missing, DIST has a problem, the client is not installed,
-            what is published differs, or the service refuses a request.
+        ValueError: arguments do not go together, the token is missing, DIST has a problem, holds a demo's bundle or,
+            for GitHub, two versions of one, the client is not installed, what is published differs, or the service
+            refuses a request.
     """
+    require_text(dist=dist, github=github, tag=tag, target=target, hub=hub)
     kind = _kind(github, tag, hub)
+    if foreign := {"github": ["private"] * private, "hub": ["target"] * (target is not None)}[kind]:
+        raise ValueError(f"--{foreign[0]} does not go with --{kind}")
     if is_address(dist):
         raise ValueError(f"{dist}: must be a folder")
     client = _client(kind)
     token = os.environ.get(TOKENS[kind])
     if not token and not dry_run:
         raise ValueError(f"set {TOKENS[kind]} to a token that may write; --dry_run needs none")
+    releases = read_index(dist)
+    _check_versions(dist, releases, one_each=kind == "github")
     if found := [f"  {stem}: {reason}" for stem, reasons in problems(dist).items() for reason in reasons]:
         raise ValueError("\n".join([f"{dist}: not fit to be published", *found]))
-    wire, folder, releases = Wire(dry_run), Path(dist), read_index(dist)
+    wire, folder = Wire(dry_run), Path(dist)
     if kind == "github":
         client.publish_release(folder, releases, repository=github, tag=tag, target=target, token=token, wire=wire)
     else:
@@ -76,9 +85,20 @@ def _kind(github: str | None, tag: str | None, hub: str | None) -> str:
         return "hub"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(github)):
         raise ValueError(f"--github must be OWNER/REPOSITORY, it is {github}")
-    if tag is None or not re.fullmatch(r"[\w.-]+", str(tag)):
+    if tag is None or not re.fullmatch(r"[\w.-]+", tag):
         raise ValueError("--tag must be given and have no slash: MONAI splits owner/repository/tag there")
     return "github"
+
+
+def _check_versions(dist: str, releases: Sequence[Release], *, one_each: bool) -> None:
+    """Refuses bundles that a demo left, and for a GitHub release two versions of one bundle."""
+    if demos := [release.name for release in releases if release.version == DEMO_VERSION]:
+        raise ValueError(
+            f"{dist}: {', '.join(demos)} in version {DEMO_VERSION} was trained by a demo, it is no release"
+        )
+    names = [release.name for release in releases]
+    if one_each and (several := sorted({name for name in names if names.count(name) > 1})):
+        raise ValueError(f"{dist}: has several versions of {', '.join(several)}, a tag holds one of each bundle")
 
 
 def _client(kind: str) -> ModuleType:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import requests
-from github import Auth, Github, GithubException, GithubRetry, InputGitTreeElement
+from github import Auth, Github, GithubException, GithubRetry, InputGitTreeElement, UnknownObjectException
 from github.GitReleaseAsset import GitReleaseAsset
 from github.Repository import Repository
 from github.Requester import (
@@ -95,6 +95,8 @@ def _publish(repo: Repository, tag: str, *, target: str | None, files: Sequence[
             raise ValueError(f"release {tag} is published without {', '.join(missing)}; take a new tag")
         logger.info("release %s is published already", tag)
         return
+    if existing and (set(assets) - {path.name for path in files} or _text(existing.body) != _text(notes)):
+        raise ValueError(f"release {tag} exists as a draft with other notes or files; remove it, or take a new tag")
     _put_tag(repo, tag, target=target, index=files[0].read_text(encoding="utf-8"))
     release = existing or repo.create_git_release(tag, name=tag, message=notes, draft=True)
     for path in files:
@@ -108,15 +110,25 @@ def _publish(repo: Repository, tag: str, *, target: str | None, files: Sequence[
 def _put_tag(repo: Repository, tag: str, *, target: str | None, index: str) -> None:
     """Puts the tag on a commit that only it holds: `target` with `models/model_info.json`."""
     if any(ref.ref == f"refs/tags/{tag}" for ref in repo.get_git_matching_refs(f"tags/{tag}")):
-        held = repo.get_contents(IN_TREE, ref=tag)
+        try:
+            held = repo.get_contents(IN_TREE, ref=tag)
+        except UnknownObjectException:
+            held = []
         if isinstance(held, list) or held.decoded_content != index.encode():
-            raise ValueError(f"tag {tag} exists with another {IN_TREE}; nothing is replaced, take a new tag")
+            raise ValueError(
+                f"tag {tag} exists with another {IN_TREE}, or without; nothing is replaced, take a new tag"
+            )
         return
     parent = repo.get_git_commit(repo.get_commit(target or repo.default_branch).sha)
     element = InputGitTreeElement(IN_TREE, "100644", "blob", content=index)
     tree = repo.create_git_tree([element], base_tree=parent.tree)
     commit = repo.create_git_commit(f"{tag}: index of the released bundles", tree, [parent])
     repo.create_git_ref(f"refs/tags/{tag}", commit.sha)
+
+
+def _text(notes: str | None) -> list[str]:
+    """The lines of notes, whichever way the service ends them."""
+    return (notes or "").strip().splitlines()
 
 
 def _is_whole(asset: GitReleaseAsset) -> bool:

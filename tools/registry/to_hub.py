@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,12 +57,12 @@ def publish_repositories(
                 root = unpack(folder / release.zip, release, into=Path(temporary))
                 (root / "README.md").write_text(_model_card(root), encoding="utf-8", newline="\n")
                 files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-                with _shown(wire, files):
+                with _shown(wire, files, endpoint=endpoint):
                     _publish(api, repo, version=release.version, files=files, private=private)
         except (HfHubHTTPError, RuntimeError) as error:
-            raise ValueError(f"{repo}: the hub refuses, {error}") from error
+            raise ValueError(f"{repo}: the hub refuses, {_unsigned(str(error))}") from error
         except httpx2.HTTPError as error:
-            raise ValueError(f"{endpoint}: cannot be reached, {error}") from error
+            raise ValueError(f"{endpoint}: cannot be reached, {_unsigned(str(error))}") from error
         if not wire.dry_run:
             logger.info("python -m monai.bundle download %s --source huggingface_hub --repo %s", release.name, repo)
 
@@ -82,7 +83,10 @@ def _publish(api: HfApi, repo: str, *, version: str, files: Files, private: bool
     else:
         commit = tags[version]
         logger.info("%s: version %s is published already", repo, version)
-    if version == max({*tags, version} - {LATEST}) and tags.get(LATEST) != commit:
+    if (
+        version == max(tag for tag in {*tags, version} if re.fullmatch(r"\d\.\d\.\d", tag))
+        and tags.get(LATEST) != commit
+    ):
         if LATEST in tags:  # to create a tag that exists leaves it where it is
             api.delete_tag(repo, tag=LATEST)
         api.create_tag(repo, tag=LATEST, revision=commit)
@@ -98,6 +102,11 @@ def _differences(api: HfApi, repo: str, *, revision: str, files: Files) -> list[
 
 def _is_same(entry: RepoFile, path: Path) -> bool:
     return bool(entry.lfs.sha256 == _sha256(path) if entry.lfs else entry.blob_id == git_hash(path.read_bytes()))
+
+
+def _unsigned(text: str) -> str:
+    """Returns a text whose addresses have no query: that of an upload gives everybody the right to it."""
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text)
 
 
 def _sha256(path: Path) -> str:
@@ -119,12 +128,12 @@ def _model_card(root: Path) -> str:
 
 
 @contextmanager
-def _shown(wire: Wire, files: Files) -> Iterator[None]:
+def _shown(wire: Wire, files: Files, *, endpoint: str) -> Iterator[None]:
     """Inside the block the hub's client sends by `wire`, and large files by HTTP: Xet's own client shows no request."""
     large = {_sha256(path): File(name, path.stat().st_size) for name, path in files.items() if path.suffix == ".pt"}
     before = constants.HF_HUB_DISABLE_XET
     constants.HF_HUB_DISABLE_XET = True
-    set_client_factory(lambda: _Client(wire, large))
+    set_client_factory(lambda: _Client(wire, large, endpoint=endpoint))
     try:
         yield
     finally:
@@ -135,17 +144,19 @@ def _shown(wire: Wire, files: Files) -> Iterator[None]:
 class _Client(httpx2.Client):
     """The hub's usual client, showing what it sends."""
 
-    def __init__(self, wire: Wire, large: Mapping[str, File]) -> None:
+    def __init__(self, wire: Wire, large: Mapping[str, File], *, endpoint: str) -> None:
         """Takes the large files by SHA-256, which is in the address that one is uploaded to."""
         usual = default_client_factory()
         super().__init__(event_hooks=usual.event_hooks, follow_redirects=True, timeout=None)
         self.wire = wire
+        self.endpoint = httpx2.URL(endpoint)
         self.large = large
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Sends a request, or in a dry run answers it so that the client goes on."""
         files = list(self._files(request))
-        if self.wire.sends(request.method, str(request.url), files=files):
+        own = request.url.netloc == self.endpoint.netloc
+        if self.wire.sends(request.method, str(request.url) if own else _unsigned(str(request.url)), files=files):
             return super().send(request, **options)
         return httpx2.Response(200, json=self._pretended(request), request=request)
 

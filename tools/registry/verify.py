@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -45,17 +46,20 @@ def problems(dist: str) -> dict[str, list[str]]:
 
     Zips in a folder that its `model_info.json` does not name are listed under the name of that file.
     """
-    releases = read_index(dist)
-    found = {
-        release.stem: _release_problems(dist, release) for release in tqdm(releases, desc="releases", disable=None)
-    }
+    releases, validator = read_index(dist), _validator()
+    found = {}
+    for release in tqdm(releases, desc="releases", disable=None):
+        try:
+            found[release.stem] = _release_problems(dist, release, validator=validator)
+        except Exception as error:  # of one release, whose damage nobody foresaw: the others are checked nevertheless
+            found[release.stem] = [f"cannot be checked, {type(error).__name__}: {error}"]
     if not is_address(dist):
         extra = sorted({path.name for path in Path(dist).glob("*.zip")} - {release.zip for release in releases})
         found |= {INDEX: [f"has no row for {name}" for name in extra]} if extra else {}
     return found
 
 
-def _release_problems(dist: str, release: Release) -> list[str]:
+def _release_problems(dist: str, release: Release, *, validator: Any) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         try:
             path = _zip(dist, release, Path(temporary))
@@ -64,7 +68,7 @@ def _release_problems(dist: str, release: Release) -> list[str]:
         except ValueError as error:
             return [str(error)]
         problems += content_problems(folder, release)
-        problems += _schema_problems(folder)
+        problems += _schema_problems(folder, validator)
         return problems or _network_problems(folder)
 
 
@@ -81,25 +85,29 @@ def _zip(dist: str, release: Release, temporary: Path) -> Path:
     return path
 
 
-def _schema_problems(folder: Path) -> list[str]:
-    """Returns all breaches of the schema; `monai.bundle.verify_metadata` names the first and wants a download."""
+def _validator() -> Any:
+    """Returns the schema's validator, from an optional dependency."""
     try:
         from jsonschema import Draft201909Validator
     except ImportError as error:
         raise ValueError("the check of metadata needs jsonschema: python -m pip install jsonschema") from error
+    return Draft201909Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def _schema_problems(folder: Path, validator: Any) -> list[str]:
+    """Returns all breaches of the schema; `monai.bundle.verify_metadata` names the first and wants a download."""
     try:
         metadata = json.loads((folder / "configs/metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # named by content_problems
         return []
-    errors = Draft201909Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).iter_errors(metadata)
     return [
         f"configs/metadata.json, {'.'.join(map(str, error.absolute_path)) or 'metadata'}: {error.message}"
-        for error in errors
+        for error in validator.iter_errors(metadata)
     ]
 
 
 def _network_problems(folder: Path) -> list[str]:
-    command = [sys.executable, "-I", str(PROBE), str(folder.parent), folder.name]
+    command = [sys.executable, str(PROBE), str(folder.parent), folder.name]
     try:
         result = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=TIME_LIMIT)
     except subprocess.TimeoutExpired:
