@@ -193,6 +193,7 @@ def test_rows_of_a_cpu() -> None:
         "windows_area": 0,
         "augmentation": 0,
         "start_up": 0,
+        "export": 0,
     }
 
 

@@ -19,6 +19,7 @@ from tools.phantoms import phantoms as make_phantoms
 Curves = dict[str, list[tuple[int, float]]]
 EPOCHS = 2
 VNET = "vnet_atrial_mri"
+STAGES = [pytest.param(*pair, marks=() if pair[1] == "train" else pytest.mark.slow) for pair in each_stage.args[1]]
 
 
 def tensorboard_curves(folder: Path) -> Curves:
@@ -77,7 +78,7 @@ def check_tracked(client: Any, tracked: Any, results: Path) -> None:
     assert not {"tracking_uri", "experiment_name"} - record["config"].keys()
 
 
-@each_stage
+@pytest.mark.parametrize(("bundle", "stage"), STAGES)
 def test_stage_is_tracked(
     bundle: str, stage: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
 ) -> None:
