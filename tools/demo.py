@@ -88,10 +88,12 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         )
     lines = "\n".join(f"  {path}" for path in written)
     logger.info(
-        "\nDone in %s. The table, the pictures and, for further use, the trained bundle%s:\n%s",
+        "\nDone in %s. The table, the pictures and, for further use, the trained bundle%s:\n%s"
+        "\nA page with curves, cases and settings: python -m tools report %s",
         _duration(time.monotonic() - start),
         " and unseen scans" if data is None else "",
         lines,
+        output,
     )
 
 
