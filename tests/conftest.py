@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nothing that tests import tells others of it, or writes to the home folder.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="hub_"))
+os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir(), "bundle_tests_hub")))
 sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
 
 NamedPath = Callable[[str], Path]

@@ -26,6 +26,7 @@ from SimpleITK import ReadImage, WriteImage
 
 from tests.conftest import random_weights, recipe, small
 from tests.runs import run
+from tests.two_processes import free_port
 from tools import REPO
 from tools.label import ENVIRONMENT, LEFT_OUT
 from tools.phantoms import phantoms as make_phantoms
@@ -112,13 +113,6 @@ def convert(source: Path, target: Path) -> None:
     """Writes a volume in the format of another suffix."""
     target.parent.mkdir(parents=True, exist_ok=True)
     WriteImage(ReadImage(str(source)), str(target))
-
-
-def free_port() -> int:
-    """A port of this machine at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def ask(method: str, url: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:

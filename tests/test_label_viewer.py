@@ -26,13 +26,13 @@ from tests.label_server import (
     LabelServer,
     ask,
     convert,
-    free_port,
     label_environment,
     needed,
     small_bundle,
     voxels,
     wait_until_answering,
 )
+from tests.two_processes import free_port
 from tools.phantoms import phantoms as make_phantoms
 
 pytestmark = pytest.mark.label

@@ -168,18 +168,18 @@ def raise_or_kill(death: str, module: str) -> None:
     raise importlib.import_module(module).InputError([("7", "file", "rule")])
 
 
-def free_port() -> str:
+def free_port() -> int:
     """A port of this machine at which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+        return int(free.getsockname()[1])
 
 
 def meet(place: Path) -> None:
     """Agrees on a port for a run alone: a store that knows the groups of the run before lets no second one begin."""
     if os.environ["RANK"] == "0":
         partial = place.with_suffix(".partial")
-        partial.write_text(free_port())
+        partial.write_text(str(free_port()))
         partial.replace(place)
     while not place.exists():
         time.sleep(0.02)
@@ -189,7 +189,7 @@ def meet(place: Path) -> None:
 def leave_the_others() -> None:
     """Makes this process the only one."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "False"}
-    os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()})
+    os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
 
 
 def main(file: str) -> None:

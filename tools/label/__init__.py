@@ -160,8 +160,8 @@ def _copy_bundle(source: Path, target: Path) -> None:
 
 def _complete(source: Path, target: Path, *, left_out: Callable[[str, list[str]], set[str]]) -> None:
     """Copies the weights that a folder lacks and another one has, which are of the same training."""
-    names = [path.name for path in source.glob("*") if path.is_file() and not (target / path.name).exists()]
-    for name in sorted({*names} - left_out(str(source), names)):
+    missing = [path.name for path in source.glob("*") if path.is_file() and not (target / path.name).exists()]
+    for name in sorted({*missing} - left_out(str(source), missing)):
         with replacing(target / name) as partial:
             shutil.copyfile(source / name, partial)
         logger.info("%s copied to %s", source / name, target)

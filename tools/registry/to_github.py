@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -25,7 +24,7 @@ from github.Requester import (
     RequestsResponse,
 )
 
-from tools.registry.index import INDEX, Release
+from tools.registry.index import INDEX, Release, digest
 from tools.registry.wire import File, Wire, readable
 
 __all__ = ["publish_release"]
@@ -139,7 +138,7 @@ def _is_same(asset: GitReleaseAsset, path: Path) -> bool:
     """Whether size and, where the server tells it, SHA-256 are those of the file."""
     if asset.size != path.stat().st_size:
         return False
-    return asset.digest is None or asset.digest == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return asset.digest is None or asset.digest == f"sha256:{digest(path, 'sha256')}"
 
 
 @contextmanager

@@ -24,10 +24,10 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from huggingface_hub.utils.sha import git_hash
 
 from tools.registry.archive import unpack
-from tools.registry.index import Release
+from tools.registry.index import Release, digest
 from tools.registry.wire import File, Wire, readable
 
 __all__ = ["publish_repositories"]
@@ -101,17 +101,14 @@ def _differences(api: HfApi, repo: str, *, revision: str, files: Files) -> list[
 
 
 def _is_same(entry: RepoFile, path: Path) -> bool:
-    return bool(entry.lfs.sha256 == _sha256(path) if entry.lfs else entry.blob_id == git_hash(path.read_bytes()))
+    return bool(
+        entry.lfs.sha256 == digest(path, "sha256") if entry.lfs else entry.blob_id == git_hash(path.read_bytes())
+    )
 
 
 def _unsigned(text: str) -> str:
     """Returns a text whose addresses have no query: that of an upload gives everybody the right to it."""
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1?...", text)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha_fileobj(file).hex()
 
 
 def _model_card(root: Path) -> str:
@@ -130,7 +127,9 @@ def _model_card(root: Path) -> str:
 @contextmanager
 def _shown(wire: Wire, files: Files, *, endpoint: str) -> Iterator[None]:
     """Inside the block the hub's client sends by `wire`, and large files by HTTP: Xet's own client shows no request."""
-    large = {_sha256(path): File(name, path.stat().st_size) for name, path in files.items() if path.suffix == ".pt"}
+    large = {
+        digest(path, "sha256"): File(name, path.stat().st_size) for name, path in files.items() if path.suffix == ".pt"
+    }
     before = constants.HF_HUB_DISABLE_XET
     constants.HF_HUB_DISABLE_XET = True
     set_client_factory(lambda: _Client(wire, large, endpoint=endpoint))
