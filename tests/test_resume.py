@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from torch import nn
 
 from tests.conftest import NAMES, NamedPath, each_bundle, package
@@ -210,6 +210,27 @@ def test_first_weights_are_saved_without_a_gap(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(Killed):
             engine.run([0])
     assert load(path) == {"weight": torch.tensor(7.0)}
+
+
+def test_weight_average_by_hand() -> None:
+    """The first step copies, later ones take `10 / (9 + step)` of the new weights or the momentum; buffers likewise."""
+    network = nn.BatchNorm1d(1)
+    average = resume.WeightAverage(network, momentum=0.9)
+    found = []
+
+    def step(_: Engine, value: float) -> None:
+        for tensor in (network.weight, network.running_mean):
+            nn.init.constant_(tensor, value)
+
+    trainer = Engine(step)
+    average.attach(trainer)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: found.append(float(average.ema_model.weight)))
+    trainer.run([7.0, 18.0, 7.0])
+    assert found == pytest.approx([7.0, 7 / 11 + 180 / 11, 0.1 * (7 + 180) / 11 + 6.3], rel=1e-5)
+    assert float(average.ema_model.running_mean) == pytest.approx(found[-1])
+    other = resume.WeightAverage(nn.BatchNorm1d(1), momentum=0.9)
+    other.load_state_dict(average.state_dict())
+    assert same(other.ema_model.state_dict(), average.ema_model.state_dict())
 
 
 WRONG = {

@@ -15,13 +15,13 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import Checkpoint
+from ignite.handlers import Checkpoint, EMAHandler
 from monai.data.utils import set_rnd
 from torch import nn
 
 from .cases import InputError
 
-__all__ = ["BestModel", "TrainingState", "load_weights", "save_atomically"]
+__all__ = ["BestModel", "TrainingState", "WeightAverage", "load_weights", "save_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,38 @@ class BestModel:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the best value so far."""
         self.best = state["best"]
+
+
+class WeightAverage(EMAHandler):
+    """Handler for a trainer: exponential moving average of the weights after every step, in `ema_model`.
+
+    Buffers are averaged too: statistics of batch normalisation belong to the weights with which they were taken.
+
+    Args:
+        model: network that is trained, perhaps in DDP.
+        momentum: weight of the newest weights; in the first steps it is `10 / (9 + step)` where that is more, so that
+            the first step copies the network, whatever was loaded into it, and short trainings average over few steps.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float) -> None:
+        super().__init__(model, momentum, handle_buffers="update")
+
+    def attach(self, engine: Engine) -> None:
+        """Attaches to the trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.warm_up)
+        super().attach(engine)
+
+    def warm_up(self, engine: Engine) -> None:
+        """Sets the momentum of this step, a function of its number: a resumed run goes on likewise."""
+        engine.state.ema_momentum = max(self.momentum, 10 / (9 + engine.state.iteration))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the averaged weights."""
+        return dict(self.ema_model.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the averaged weights."""
+        self.ema_model.load_state_dict(state)
 
 
 class TrainingState:
