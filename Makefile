@@ -3,12 +3,16 @@ PYTHON ?= python3
 BUNDLE ?= vnet_atrial_mri
 PY := .venv/bin/python
 
-.PHONY: setup demo test check bench label test-label
+PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4
+
+.PHONY: setup demo test check bench label test-label test-nightly
 setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
 test: check
-	$(PY) -m pytest --numprocesses auto --maxprocesses 4 -m "$(if $(SLOW),,not slow and )not label" $(ARGS)
+	$(PYTEST) -m "not nightly and not label" $(ARGS)
+test-nightly: check test-label
+	$(PYTEST) -m "not label" $(ARGS)
 check: .venv/test.done
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check
 bench: setup

@@ -24,12 +24,21 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir(), "bundle_tests_hub")))
 sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
 
+pytest_plugins = ["tests.trajectories"]
 NamedPath = Callable[[str], Path]
 
 
+SHARED = {"trajectory", "trained"}  # fixtures that are long to make, one for each bundle
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests come first: where several processes share the work, none of them is left with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Tests of a bundle that share a training run in one process; these come first, and long ones before them."""
+    for item in items:
+        bundle = item.callspec.params.get("bundle") if hasattr(item, "callspec") else None
+        if bundle and SHARED & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(bundle))
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("nightly", "xdist_group")])
 
 
 @cache
@@ -71,6 +80,7 @@ def package(bundle: str) -> str:
 
 NAMES = [bundle.name for bundle in BUNDLES]
 each_bundle = pytest.mark.parametrize("bundle", NAMES)
+each_of_two = pytest.mark.parametrize("bundle", NAMES[1:3])  # where the module is the same in all
 each_workflow = pytest.mark.parametrize(
     ("bundle", "workflow"),
     [(name, flow) for name in NAMES for flow in workflows(name) if "needs" not in recipe(name)["workflows"][flow]],

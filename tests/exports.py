@@ -23,7 +23,6 @@ from tests.conftest import config_files, recipe, small
 from tests.runs import arguments
 from tools import REPO
 
-FINDS_NOTHING = {"ensemble_kd_kits_ct": {"locate": False}}  # with a locator of random weights
 Options = dict[str, str]
 
 
@@ -38,6 +37,11 @@ def command(bundle: str, verb: str, *, having: str = "") -> Options:
     (line,) = re.findall(rf"^python -m monai\.bundle {verb} (.*{having}.*)$", card, re.MULTILINE)
     words = shlex.split(line.replace("$E", common), comments=True)
     return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def export_settings(bundle: str) -> dict[str, Any]:
+    """What the tests of exports must know of a bundle: `inputs`, `latency` and perhaps `overrides` of inference."""
+    return {"overrides": {}, **recipe(bundle)["exports"]}
 
 
 def words(options: Options) -> list[str]:

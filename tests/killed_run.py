@@ -1,8 +1,8 @@
 """A run that stops for good at a chosen moment, so that the test that started it can kill it there.
 
-`python -m tests.killed_run MOMENT MARKER ARGUMENTS`: MOMENT is `step` (in the third epoch), `state` (half of the third
-training state is written) or `weights` (half of the first weights are written); MARKER is a file that appears when the
-moment has come; ARGUMENTS is a JSON file with those of `monai.bundle.run`.
+`python -m tests.killed_run MOMENT MARKER ARGUMENTS`: MOMENT is `step` (in the second epoch), `state` (half of the
+second training state is written) or `weights` (half of the first weights are written); MARKER is a file that appears
+when the moment has come; ARGUMENTS is a JSON file with those of `monai.bundle.run`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(moment: str, marker: str, arguments: str) -> None:
     def slow_save(content: Any, path: Path) -> None:
         nonlocal states
         is_state = "state" in path.name
-        if (moment == "state" and is_state and states == 2) or (moment == "weights" and not is_state):
+        if (moment == "state" and is_state and states == 1) or (moment == "weights" and not is_state):
             buffer = io.BytesIO()
             save(content, buffer)
             path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
@@ -39,7 +39,7 @@ def main(moment: str, marker: str, arguments: str) -> None:
         states += is_state
 
     def slow_backward(*args: Any, **kwargs: Any) -> None:
-        if moment == "step" and states == 2:
+        if moment == "step" and states == 1:
             stop()
         backward(*args, **kwargs)
 

@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 from monai.bundle import ConfigParser
 from SimpleITK import ReadImage, WriteImage
 
-from tests.conftest import random_weights, recipe, small
+from tests.conftest import NAMES, random_weights, recipe, small
 from tests.runs import run
 from tests.two_processes import free_port
 from tools import REPO
@@ -32,16 +32,24 @@ from tools.label import ENVIRONMENT, LEFT_OUT
 from tools.phantoms import phantoms as make_phantoms
 
 CASES = (1, 2, 3)
-SEEDS = {"ensemble_kd_kits_ct": 6}  # with that of the others its locator finds nothing
-FASTER = {"lachinov_distillation_brats_mri": {"learning_rate": 1e-2}}  # an epoch must change its masks
-STACKS = {"hadnet_brats_mri": ("flair", "t1", "t2"), "lachinov_distillation_brats_mri": ("t1", "t1ce", "t2", "flair")}
-SCANS = {  # image in the study folder of case {}, its label, and both in the folder of the phantoms
-    "cooperative_training_acdc_mri": ("heart{}", "patient*/*_frame01.nii.gz", "patient*/*_frame01_gt.nii.gz"),
-    "ensemble_kd_kits_ct": ("kidney{}", "*/imaging.nii.gz", "*/segmentation.nii.gz"),
-    "hadnet_brats_mri": ("brain{}_flair", "*/*_flair.nii.gz", "*/*_seg.nii.gz"),
-    "lachinov_distillation_brats_mri": ("brain{}_t1", "", ""),  # the scans of the one above
-    "vnet_atrial_mri": ("atrium{}", "*/lgemri.*", "*/laendo.*"),
-}
+ABSENT = 4  # the case that lacks a sequence
+STACK = "stack_for_{}"
+
+
+def facts(bundle: str) -> dict[str, Any]:
+    """What the tests of MONAI Label must know of a bundle."""
+    found: dict[str, Any] = recipe(bundle)["label"]
+    return found
+
+
+def image_of(bundle: str, case: int = CASES[0]) -> str:
+    """Name of a bundle's scan in the study folder."""
+    return str(facts(bundle)["name"].format(case))
+
+
+def beside(bundle: str, name: str, sequence: str) -> str:
+    """Name of another sequence of a scan."""
+    return name.replace(str(recipe(bundle)["image"]), sequence)
 
 
 def needed(present: object, what: str) -> None:
@@ -71,9 +79,9 @@ def small_bundle(bundle: str, target: Path) -> Path:
         parser.read_config(file)
         tiny = {key: value for key, value in recipe(bundle)["tiny"].items() if key.partition("#")[0] in parser.config}
         parser.update(small(bundle, workflow) | tiny)
-        parser.update(FASTER.get(bundle, {}) if workflow == "train" else {})
-        if workflow == "inference" and bundle in SEEDS:
-            torch.manual_seed(SEEDS[bundle])
+        parser.update(facts(bundle).get("train", {}) if workflow == "train" else {})
+        if workflow == "inference" and "seed" in facts(bundle):
+            torch.manual_seed(facts(bundle)["seed"])
             for network in ("locator", "network"):
                 state = parser.get_parsed_content(f"{network}_def").state_dict()
                 torch.save(state, folder / "models" / f"{network.replace('network', 'model')}.pt")
@@ -81,32 +89,34 @@ def small_bundle(bundle: str, target: Path) -> Path:
     return folder
 
 
-def make_studies(scans: Path, labels: Path, scratch: Path) -> None:
+def make_studies(scans: Path, labels: Path, scratch: Path, *, bundles: Sequence[str] = NAMES) -> None:
     """Writes phantoms of every kind as NIfTI into one flat folder, and their label maps into another.
 
-    The sequences of a brain lie side by side; the first is there as 4D volumes too, and the last one has no T2.
+    The sequences of a brain lie side by side; the first case is there as a 4D volume too, the last lacks a sequence.
     """
     labels.mkdir()
-    for bundle, (image, image_files, label_files) in SCANS.items():
-        if not image_files:
-            continue
+    for bundle in bundles:
+        known = facts(bundle)
         data = make_phantoms(bundle, str(scratch / bundle), cases=len(CASES) + 1, **recipe(bundle)["phantoms"])
-        for case, source, label in zip(
-            (*CASES, 4), sorted(data.glob(image_files)), sorted(data.glob(label_files)), strict=True
-        ):
-            name = image.format(case)
+        files = zip(
+            (*CASES, ABSENT), sorted(data.glob(known["scans"])), sorted(data.glob(known["labels"])), strict=True
+        )
+        for case, source, label in files:
+            name = image_of(bundle, case)
             convert(source, scans / f"{name}.nii.gz")
             convert(label, labels / f"{name}.nii.gz")
             for other in recipe(bundle).get("beside", ()):
-                beside = source.with_name(source.name.replace("flair", other))
-                convert(beside, scans / f"{name.replace('flair', other)}.nii.gz")
-    (scans / "brain4_t2.nii.gz").unlink()
-    for bundle, sequences in STACKS.items():
-        volumes = [nibabel.load(scans / f"brain1_{name}.nii.gz") for name in sequences]
-        voxels = np.stack([np.asanyarray(volume.dataobj) for volume in volumes], axis=-1)
-        nibabel.save(nibabel.Nifti1Image(voxels, volumes[0].affine), scans / f"stack_for_{bundle}.nii.gz")
-    for case in CASES:
-        shutil.copy(labels / f"brain{case}_flair.nii.gz", labels / f"brain{case}_t1.nii.gz")
+                convert(
+                    source.with_name(beside(bundle, source.name, other)),
+                    scans / f"{beside(bundle, name, other)}.nii.gz",
+                )
+        if "missing" in known:
+            (scans / f"{beside(bundle, image_of(bundle, ABSENT), known['missing'])}.nii.gz").unlink()
+        if "stack" in known:
+            names = [beside(bundle, image_of(bundle), sequence) for sequence in known["stack"]]
+            volumes = [nibabel.load(scans / f"{name}.nii.gz") for name in names]
+            voxels = np.stack([np.asanyarray(volume.dataobj) for volume in volumes], axis=-1)
+            nibabel.save(nibabel.Nifti1Image(voxels, volumes[0].affine), scans / f"{STACK.format(bundle)}.nii.gz")
 
 
 def convert(source: Path, target: Path) -> None:

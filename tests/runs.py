@@ -33,15 +33,14 @@ def stages(bundle: str, kind: str) -> list[str]:
     return [name for name in here if "multi_gpu" not in name and run_id(bundle, name) == kind]
 
 
-each_stage = pytest.mark.parametrize(  # those that differ from another in nothing but settings left out
-    ("bundle", "stage"),
-    [
-        (bundle, stage)
-        for bundle in NAMES
-        for stage in stages(bundle, "training")
-        if "variant_of" not in recipe(bundle)["workflows"][stage]
-    ],
-)
+def is_variant(bundle: str, stage: str) -> bool:
+    """Whether a training differs from another in nothing but settings."""
+    return "variant_of" in recipe(bundle)["workflows"][stage]
+
+
+TRAININGS = [(bundle, stage) for bundle in NAMES for stage in stages(bundle, "training")]
+each_stage = pytest.mark.parametrize(("bundle", "stage"), [pair for pair in TRAININGS if not is_variant(*pair)])
+each_variant = pytest.mark.parametrize(("bundle", "stage"), [pair for pair in TRAININGS if is_variant(*pair)])
 
 
 def arguments(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: Any) -> dict[str, Any]:

@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
-from tests.conftest import NAMES, NamedPath, each_bundle, package, recipe
+from tests.conftest import NAMES, NamedPath, config_files, each_bundle, package, recipe
 from tests.runs import arguments, cases, command_line, copy, run
 from tests.spoilt import IMAGE, PAIR, cut, remove
 from tools import REPO
 
-SPOILT = [
-    (bundle, workflow, name)
-    for bundle in NAMES
-    for workflow in ("train", "evaluate", "inference")
-    for name in (IMAGE if workflow == "inference" else IMAGE | PAIR)
-    if name not in recipe(bundle).get("legal", [])
-]
+WIRED = {  # what shows that a workflow asks `check_cases`, for the right files and values
+    "train": ("truncated", "affine", "foreign value"),
+    "evaluate": ("NaN", "missing label", "foreign value"),
+    "inference": ("garbled", "infinite", "4D"),
+}
+SPOILT = [(bundle, workflow, name) for bundle in NAMES for workflow, names in WIRED.items() for name in names]
 REFUSED = [
     pytest.param(bundle, workflow, rule, id=f"{bundle}-{workflow}-{'-'.join(rule['overrides'])}")
     for bundle in NAMES
@@ -45,13 +45,26 @@ def refusal(
     before = left()
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         run(bundle, workflow, data=data, folder=folder, **overrides)
-    error: BaseException | None = caught.value
-    expected = importlib.import_module(f"{package(bundle)}.cases").InputError
-    while error is not None and not isinstance(error, expected):
-        error = error.__cause__
-    assert error is not None, f"no InputError led to {caught.value!r}"
     assert left() == before
-    return str(error)
+    return message_of(caught.value, bundle)
+
+
+def parsing_refusal(bundle: str, workflow: str, item: str, **overrides: Any) -> str:
+    """Message of the `InputError` with which an item of a workflow's config cannot be made."""
+    parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, workflow)))
+    parser.update(overrides)
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
+        parser.get_parsed_content(item)
+    return message_of(caught.value, bundle)
+
+
+def message_of(error: BaseException, bundle: str) -> str:
+    """Message of the `InputError` that led to an error."""
+    expected, cause = importlib.import_module(f"{package(bundle)}.cases").InputError, error
+    while not isinstance(cause, expected):
+        assert cause.__cause__ is not None, f"no InputError led to {error!r}"
+        cause = cause.__cause__
+    return str(cause)
 
 
 @pytest.fixture
@@ -65,6 +78,21 @@ def folder(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> Path:
     """Where a run finds weights and would leave its results."""
     copy(tiny_weights(bundle), tmp_path / "run/models")
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", [*IMAGE, *PAIR])
+def test_kind(name: str, phantoms: NamedPath, tmp_path: Path) -> None:
+    """Every kind, where it is decided: in the module that is the same in all bundles, on NRRD and NIfTI."""
+    bundle = next(bundle for bundle in NAMES if list(phantoms(bundle).rglob("*.nrrd")))
+    check = importlib.import_module(f"{package(bundle)}.cases")
+    data = copy(phantoms(bundle), tmp_path / "data")
+    case = cases(bundle, data)["training"][0]
+    file, rule = {**IMAGE, **PAIR}[name](case)
+    with pytest.raises(check.InputError) as caught:
+        check.check_cases(cases(bundle, data).values(), label_values=[[0, 255]])
+    lines = str(caught.value).splitlines()[1:]
+    assert all(line.startswith(f"  case {case['case']}: ") for line in lines)
+    assert any(file in line and rule in line for line in lines)
 
 
 @pytest.mark.parametrize(("bundle", "workflow", "name"), SPOILT)
@@ -110,25 +138,32 @@ SPLITS: dict[str, tuple[Callable[[list[str]], str], str]] = {
     ),
     "unknown": (lambda names: json.dumps({"training": names, "validation": ["nobody"]}), "case nobody"),
     "twice": (lambda names: json.dumps({"training": names, "validation": names[:1]}), "is listed twice"),
-    "empty list": (lambda names: json.dumps({"training": names, "validation": []}), "holds no case"),
 }
 
 
 @pytest.mark.parametrize("name", SPLITS)
 @each_bundle
-def test_split_file(bundle: str, name: str, data: Path, folder: Path, tmp_path: Path) -> None:
+def test_split_file(bundle: str, name: str, phantoms: NamedPath, tmp_path: Path) -> None:
+    """Each bundle reads split files by itself."""
     write, rule = SPLITS[name]
+    data, file = phantoms(bundle), tmp_path / "split.json"
     names = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
-    file = tmp_path / "split.json"
     if name != "absent":
         file.write_text(write(names))
-    message = refusal(bundle, "train", data=data, folder=folder, split_file=str(file))
+    message = parsing_refusal(bundle, "train", "cases", dataset_dir=str(data), split_file=str(file))
     assert rule in message
-    assert str(file) in message or name in ("unknown", "empty list")
+    assert str(file) in message or name == "unknown"
 
 
-@pytest.mark.parametrize("workflow", ["train", "evaluate", "inference"])
-@pytest.mark.parametrize("exists", [True, False])
+@each_bundle
+def test_empty_split(bundle: str, data: Path, folder: Path, tmp_path: Path) -> None:
+    names = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({"training": names, "validation": []}))
+    assert "holds no case" in refusal(bundle, "train", data=data, folder=folder, split_file=str(file))
+
+
+@pytest.mark.parametrize(("workflow", "exists"), [("train", True), ("inference", True), ("inference", False)])
 @each_bundle
 def test_dataset_dir(bundle: str, workflow: str, exists: bool, folder: Path, tmp_path: Path) -> None:
     """Neither a folder that is not there nor an empty one is silently taken for a data set."""
@@ -140,30 +175,17 @@ def test_dataset_dir(bundle: str, workflow: str, exists: bool, folder: Path, tmp
     assert ("does not exist" in message) != exists
 
 
-WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "absent": (lambda path: path.unlink(), "there are no such weights"),
-    "truncated": (lambda path: cut(str(path)), "cannot be read as a file of tensors"),
-    "nested": (
-        lambda path: torch.save({"model_state": torch.load(path, weights_only=True)}, path),
-        "is no flat state dict of tensors",
-    ),
-    "of another network": (lambda path: torch.save({"weight": torch.zeros(1)}, path), "does not fit the chosen"),
-}
-
-
 @pytest.mark.parametrize("workflow", ["evaluate", "inference"])
-@pytest.mark.parametrize("name", WEIGHTS)
 @each_bundle
-def test_weights(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
+def test_weights(bundle: str, workflow: str, data: Path, folder: Path) -> None:
     """Every file of weights is checked before the first scan is segmented."""
-    spoil, rule = WEIGHTS[name]
     shipped = [file for file, source in recipe(bundle)["weights"].items() if source["files"] == ["inference"]]
     for path in [folder / "models" / file for file in shipped]:
         good = path.read_bytes()
-        spoil(path)
-        message = refusal(bundle, workflow, data=data, folder=folder)
-        assert str(path) in message
-        assert rule in message
+        path.unlink()
+        assert f"{path}: there are no such weights" in refusal(bundle, workflow, data=data, folder=folder)
+        torch.save({"weight": torch.zeros(1)}, path)
+        assert f"{path}: does not fit the chosen" in refusal(bundle, workflow, data=data, folder=folder)
         path.write_bytes(good)
 
 

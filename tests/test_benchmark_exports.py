@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import each_bundle
+from tests.conftest import NAMES, each_bundle
+from tests.exports import export_settings
 from tools import REPO
 from tools.benchmark import Row, Setting, cli
 from tools.benchmark.card import WAYS, card_table
@@ -19,14 +20,6 @@ from tools.benchmark.exports import export, probabilities
 from tools.benchmark.parity import compare, snapshot
 
 CPU = torch.device("cpu")
-SIZES = {
-    "cooperative_training_acdc_mri": (2, 1, 48, 32),
-    "ensemble_kd_kits_ct": (2, 1, 48, 40),
-    "hadnet_brats_mri": (1, 3, 32, 16, 16),
-    "lachinov_distillation_brats_mri": (1, 4, 32, 16, 16),
-    "vnet_atrial_mri": (1, 1, 32, 16, 16),
-}
-ONE_CHANNEL = ("vnet_atrial_mri",)
 FIGURES = {"cpu_seconds": 12.34, "median": 0.5678, "peak_bytes": 3 * 2**20}
 RECORD: dict[str, Any] = {
     "device": {"type": "cpu", "name": "Abacus"},
@@ -44,8 +37,15 @@ RECORD: dict[str, Any] = {
 
 
 def row(bundle: str, device: torch.device = CPU) -> Row:
-    activation = torch.sigmoid if bundle in ONE_CHANNEL else probabilities
-    return export(REPO / "bundles" / bundle, device, shape=SIZES[bundle], activation=activation)
+    activation = torch.sigmoid if one_channel(bundle) else probabilities
+    shape = tuple(export_settings(bundle)["latency"])
+    return export(REPO / "bundles" / bundle, device, shape=shape, activation=activation)
+
+
+def one_channel(bundle: str) -> bool:
+    """Whether the network answers with one logit a voxel."""
+    metadata = json.loads((REPO / "bundles" / bundle / "configs/metadata.json").read_text(encoding="utf-8"))
+    return bool(metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 1)
 
 
 @each_bundle
@@ -54,14 +54,14 @@ def test_ways_agree(bundle: str) -> None:
     assert set(found.settings) == {"plain", "torchscript", "onnxruntime"}
     answers = {name: snapshot(setting.prepare()()) for name, setting in found.settings.items()}
     total = answers["plain"]["/probabilities"].sum(1)
-    assert bool((total - 1).abs().max() < 1e-5) is (bundle not in ONE_CHANNEL)
+    assert bool((total - 1).abs().max() < 1e-5) is not one_channel(bundle)
     for name, setting in found.settings.items():
         assert compare(answers[name], answers["plain"], atol=setting.atol, rtol=setting.rtol).agrees
         assert answers[name]["/probabilities"].std() > 1e-3
 
 
 def test_a_gpu_has_further_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, gpu = "vnet_atrial_mri", torch.device("cuda")
+    bundle, gpu = NAMES[0], torch.device("cuda")
     assert set(row(bundle, gpu).settings) == {"plain", "torchscript", "amp", "compile"}
     module = ModuleType("torch_tensorrt")
     module.__spec__ = ModuleSpec("torch_tensorrt", None)

@@ -10,7 +10,7 @@ import pytest
 from tools.recipes.cooperative_training_acdc_mri.study import CORRUPTIONS, study
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_study(real_data: Path, tmp_path: Path) -> None:
     """After twelve epochs the left ventricle is found, and hard examples do more for corrupted than for clean scans.
 

@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fire
+import monai.bundle
 import numpy as np
 import pytest
 import yaml
 from matplotlib.image import imread
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
 
+from tests.conftest import each_bundle, recipe
 from tools import BUNDLES, REPO
 from tools.demo import (
     Stage,
@@ -245,7 +250,54 @@ def test_unknown_bundle_is_named(tmp_path: Path) -> None:
         demo("vnet", output=str(tmp_path))
 
 
-@pytest.mark.slow
+def small_demo(bundle: str) -> dict[str, Any]:
+    """The recipe of a demo with the sizes of the workflow tests and one epoch a training; places stay."""
+    content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
+    sizes = {**known["phantoms"], "cases": 5}
+    phantoms = content["phantoms"]
+    phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "unseen": {**sizes, "seed": 2}}
+    for options in (phantoms["unseen"], *phantoms.get("test_sets", {}).values()):
+        options |= {**sizes, "cases": 2}
+    for name, settings in phantoms["stages"].items():
+        phantoms["stages"][name] = {key: value for key, value in settings.items() if "{output}" in str(value)}
+    for stage in content["stages"]:
+        files = [str(REPO / "bundles" / bundle / "configs" / name) for name in stage["config"]]
+        config = ConfigParser.load_config_files(files)
+        small: dict[str, Any] = dict(known["tiny"])
+        for extra in content.get("compare", {"": []}).values():
+            stems = [name.removesuffix(".yaml") for name in [*stage["config"], *extra]]
+            for flow in known["workflows"].values():
+                small |= flow["overrides"] if flow["files"] == stems else {}
+        small = {key: value for key, value in small.items() if "#" not in key or key.partition("#")[0] in config}
+        once = {"max_epochs": 1} if stage["run"] == "training" else {}
+        stage["settings"] = small | {"device": "cpu"} | once | stage["settings"]
+    return content
+
+
+@each_bundle
+def test_small_demo(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage finds what those before it left; table, pictures, trained bundle and study folder are there."""
+    folder, content, run_command = REPO / "bundles" / bundle, small_demo(bundle), subprocess.run
+
+    def in_this_process(command: list[str], **options: Any) -> Any:
+        if command[0] != sys.executable:
+            return run_command(command, **options)
+        try:
+            return fire.Fire(monai.bundle.run, command=[*command[4:], "--logging_file", "False"])
+        finally:
+            set_determinism(None)
+
+    monkeypatch.setattr("tools.demo._recipe", lambda _: (folder, content))
+    monkeypatch.setattr("tools.demo.subprocess.run", in_this_process)
+    demo(bundle, output=str(tmp_path))
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert {row.get("method", "") for row in rows} == set(content.get("compare", [""]))
+    assert imread(tmp_path / "overview.png").shape[1] > 1000
+    assert (tmp_path / "bundle" / bundle / "models/model.pt").is_file()
+    assert any((tmp_path / "studies").iterdir())
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("folder", DEMOS)
 def test_demo_on_phantoms_keeps_what_its_recipe_promises(folder: Path, tmp_path: Path) -> None:
     before = os.times()

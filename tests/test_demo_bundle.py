@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
@@ -20,14 +19,6 @@ from tools.demo import leave_bundle
 from tools.demo_bundle import write_bundle, write_studies
 from tools.phantoms import phantoms as make_phantoms
 
-SEQUENCES = {f"{{case}}_{name}": f"BraTS19_PHANTOM_001_{name}.nii.gz" for name in ("flair", "t1", "t1ce", "t2")}
-STUDIES = {  # image ids of the first phantom, and the files that they come from
-    "cooperative_training_acdc_mri": {f"{{case}}_frame{i}": f"patient001_frame{i}.nii.gz" for i in ("01", "09")},
-    "ensemble_kd_kits_ct": {"{case}": "imaging.nii.gz"},
-    "hadnet_brats_mri": SEQUENCES,
-    "lachinov_distillation_brats_mri": SEQUENCES,
-    "vnet_atrial_mri": {"{case}": "lgemri.nrrd"},
-}
 read = LoadImage(image_only=True)
 
 
@@ -96,13 +87,14 @@ def test_trained_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == [NAMES[0]]
 
 
-@pytest.mark.parametrize("bundle", STUDIES)
+@each_bundle
 def test_studies_hold_the_scans_alone(bundle: str, tmp_path: Path) -> None:
     """Named so that no two have one id, and that sequences of a brain are found side by side."""
     data = make_phantoms(bundle, str(tmp_path / "data"), cases=1, **small_recipe(bundle)["phantoms"])
     studies = write_studies(data, tmp_path / "studies", labels=recipe_of(bundle)["bundle"]["labels"])
     (case,) = (path for path in data.iterdir() if path.is_dir())
-    expected = {f"{target.format(case=case.name)}.nii.gz": case / source for target, source in STUDIES[bundle].items()}
+    named = small_recipe(bundle)["studies"]
+    expected = {f"{target.format(case=case.name)}.nii.gz": case / source for target, source in named.items()}
     assert sorted(path.name for path in studies.iterdir()) == sorted(expected)
     for name, source in expected.items():
         found, scan = read(studies / name), read(source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,25 +19,18 @@ from ignite.engine import Engine
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from torch import nn
 
-from tests.conftest import NamedPath, config_files, each_bundle, package, recipe
-from tests.runs import arguments, cases, command_line, copy, load, run, same, stages
-from tests.two_processes import free_port
+from tests.conftest import NAMES, NamedPath, config_files, each_bundle, each_of_two, package, recipe
+from tests.runs import arguments, cases, command_line, copy, is_variant, load, run, same, stages
+from tests.two_processes import LAUNCH, ON_CPU, finished, free_port
 from tools import REPO
 from tools.phantoms import phantoms as make_phantoms
 
 Curves = dict[str, dict[int, float]]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 EPOCHS = 2
 TOLERANCE = 5e-4  # sums in another order differ by 1e-7, to which Adam gives weight where a gradient is nearly 0
 VOXELS = 2e-4  # and where two classes are equally likely, such a difference decides of a voxel
 
-pytestmark = pytest.mark.slow
-
-
-def finished(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = ON_CPU | variables
-    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+BUNDLE = NAMES[0]
 
 
 def scans(bundle: str, folder: Path) -> Path:
@@ -111,20 +103,22 @@ def check_files(written: list[str], folder: Path) -> None:
     assert trainer["iteration"] == EPOCHS * trainer["epoch_length"]
 
 
+@pytest.mark.parametrize("variants", [False, pytest.param(True, marks=pytest.mark.nightly)])
 @each_bundle
-def test_two_processes_train_as_one(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(bundle: str, variants: bool, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """Two processes, stopped after an epoch and resumed, do in every stage what one does that sees both their batches.
 
     Losses, and metrics of three validation cases, agree to rounding: nothing is left out, counted twice or weighted
     otherwise. What DDP does not share, batch normalisation and losses over a batch, that one computes by shares. The
     first process alone writes.
     """
+    chosen = [stage for stage in stages(bundle, "training") if is_variant(bundle, stage) is variants]
     data = scans(bundle, tmp_path)
     if before := recipe(bundle)["two_processes"].get("before"):
         copy(tiny_weights(bundle), tmp_path / "before/models")
         run(bundle, before, data=data, folder=tmp_path / "before")
     runs: dict[str, list[dict[str, Any]]] = {"together": [], "alone": []}
-    for stage in stages(bundle, "training"):
+    for stage in chosen:
         for kind, planned in runs.items():
             copy(tiny_weights(bundle), tmp_path / stage / kind / "models")
             given = comparable(bundle, stage, data=data, folder=tmp_path / stage / kind, alone=kind == "alone")
@@ -133,7 +127,7 @@ def test_two_processes_train_as_one(bundle: str, tiny_weights: NamedPath, tmp_pa
     assert done.returncode == 0, done.stderr[-5000:]
     written, by_the_second = (json.loads((tmp_path / f"writes_{rank}.json").read_text()) for rank in (0, 1))
     assert by_the_second == {}
-    for index, stage in enumerate(stages(bundle, "training")):
+    for index, stage in enumerate(chosen):
         tolerance = recipe(bundle)["two_processes"].get("tolerance", {}).get(stage, TOLERANCE)
         compare_curves(tmp_path / stage / "together/eval", tmp_path / stage / "alone/eval", tolerance=tolerance)
         for number in (2 * index, 2 * index + 1):
@@ -152,14 +146,14 @@ def left_behind(word: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("bundle", "death", "message"),
+    ("death", "message"),
     [
-        ("vnet_atrial_mri", "kill", "Signal 9"),
-        ("hadnet_brats_mri", "kill", "Signal 9"),
-        ("lachinov_distillation_brats_mri", "memory", "CUDA out of memory"),
-        ("ensemble_kd_kits_ct", "input", "case 7: file: rule"),
+        ("kill", "Signal 9"),
+        pytest.param("memory", "CUDA out of memory", marks=pytest.mark.nightly),
+        pytest.param("input", "case 7: file: rule", marks=pytest.mark.nightly),
     ],
 )
+@each_of_two
 def test_one_process_dies(bundle: str, death: str, message: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """Soon all end, and it is said why; the state of the epoch before is whole, and two others go on from it."""
     models = copy(tiny_weights(bundle), tmp_path / "models")
@@ -181,9 +175,8 @@ def test_one_process_dies(bundle: str, death: str, message: str, tiny_weights: N
 
 def test_bad_input_is_reported_once(tmp_path: Path) -> None:
     """All processes find the error; one says so, and none starts."""
-    bundle = "vnet_atrial_mri"
-    data = scans(bundle, tmp_path)
-    given = by_several(bundle, "train", data=data, folder=tmp_path)
+    data = scans(BUNDLE, tmp_path)
+    given = by_several(BUNDLE, "train", data=data, folder=tmp_path)
     missing = Path(given["cases"]["validation"][0]["label"])
     missing.unlink()
     done = finished([*LAUNCH, "-m", "monai.bundle", *command_line(given)])
@@ -194,7 +187,7 @@ def test_bad_input_is_reported_once(tmp_path: Path) -> None:
 
 def test_every_process_draws_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise, dropout and augmentation of an epoch differ between processes, and are the same at every start."""
-    resume = importlib.import_module("vnet_atrial.resume")
+    resume = importlib.import_module(f"{package(BUNDLE)}.resume")
     handler = resume.TrainingState(str(tmp_path / "state.pt"), {}, dataset=[0], seed=3)
     engine = Engine(lambda *_: None)
     engine.data_loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(1)))
@@ -209,7 +202,7 @@ def test_every_process_draws_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_machines_that_share_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that sees no state, or another one, than the others does not begin where they do not."""
-    resume = importlib.import_module("vnet_atrial.resume")
+    resume = importlib.import_module(f"{package(BUNDLE)}.resume")
     network, engine = nn.Linear(1, 1), Engine(lambda *_: None)
     handler = resume.TrainingState(str(tmp_path / "state.pt"), {"network": network}, dataset=[0], seed=0)
     monkeypatch.setattr(resume.idist, "all_gather", lambda done: [done, 40])
@@ -217,13 +210,13 @@ def test_machines_that_share_no_folder(tmp_path: Path, monkeypatch: pytest.Monke
         handler.restore(engine)
 
 
+@pytest.mark.nightly
 def test_two_machines(tiny_weights: NamedPath, tmp_path: Path) -> None:
     """`examples/two_nodes.sh`, both of whose machines are this one, trains one network."""
-    bundle = "cooperative_training_acdc_mri"
-    models = copy(tiny_weights(bundle), tmp_path / "models")
-    words = command_line(by_several(bundle, "train", data=scans(bundle, tmp_path), folder=tmp_path))[2:]
+    models = copy(tiny_weights(BUNDLE), tmp_path / "models")
+    words = command_line(by_several(BUNDLE, "train", data=scans(BUNDLE, tmp_path), folder=tmp_path))[2:]
     options = words[: words.index("--config_file")] + words[words.index("--config_file") + 2 :]
-    here = {"BUNDLE": bundle, "HEAD": f"127.0.0.1:{free_port()}", "PROCESSES": "1", "PYTHON": sys.executable}
+    here = {"BUNDLE": BUNDLE, "HEAD": f"127.0.0.1:{free_port()}", "PROCESSES": "1", "PYTHON": sys.executable}
     command = ["examples/two_nodes.sh", *options]
     with subprocess.Popen(
         command, cwd=REPO, env=ON_CPU | here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -231,7 +224,7 @@ def test_two_machines(tiny_weights: NamedPath, tmp_path: Path) -> None:
         done = finished(command, **here)
         assert node.wait(timeout=300) == 0
     assert done.returncode == 0, done.stderr[-5000:]
-    state, expected = load(models / "training_state.pt"), load(tiny_weights(bundle) / "model.pt")
+    state, expected = load(models / "training_state.pt"), load(tiny_weights(BUNDLE) / "model.pt")
     assert state["trainer"]["iteration"] == EPOCHS * state["trainer"]["epoch_length"]
     assert not same(load(models / "model.pt"), expected)
     assert load(models / "model.pt").keys() == expected.keys()

@@ -58,7 +58,7 @@ def teacher(weights: Path, folder: Path) -> Path:
     return archive
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_small_network_learns_from_the_atrial_one(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """Without any label the student comes nearer to the teacher than the best constant is, on scans it has not seen."""
     folders = sorted(path for path in phantoms(ATRIAL).iterdir() if path.is_dir())

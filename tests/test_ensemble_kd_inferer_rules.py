@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ensemble_kd.cases import InputError
 from ensemble_kd.inferers import OrthogonalSliceInferer, ShiftedTilesInferer
-from tests.test_ensemble_kd_inferers import Recorder, Valid, both
+from tests.ensemble_kd_inferers import Recorder, Valid, both
 
 
 @both

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,36 +14,11 @@ from torch.nn import functional
 
 from ensemble_kd.inferers import OrthogonalSliceInferer, ShiftedTilesInferer
 from ensemble_kd.networks import DilatedCNN, ResNet, UNet
+from tests.ensemble_kd_inferers import Recorder, Valid, both
 from tests.ensemble_kd_reference import filled
 from tools import REPO
 
 GOLDEN = np.load(REPO / "tests/golden/ensemble_kd_inference.npz")
-
-
-class Recorder(nn.Module):
-    """Logits of two classes that depend on where in its input a voxel lies; notes the batches that it gets."""
-
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.batches: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.batches.append(x.clone())
-        along = torch.arange(x.shape[2], dtype=x.dtype).view(1, 1, -1, *[1] * (x.ndim - 3))
-        return torch.cat([x[:, :1] + along, 0 * x[:, :1]], 1).to(self.dtype or x.dtype)
-
-
-class Valid(nn.Module):
-    """A network without padding: receptive field of 5, three classes."""
-
-    def __init__(self, channels: int = 2) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x)
 
 
 def golden(name: str) -> torch.Tensor:
@@ -212,9 +186,6 @@ def test_tilings_by_hand() -> None:
     logits = torch.tensor([[5.0], [6]]) / 2  # the last voxel is the first of its tile without shift, else the second
     assert float(found[0, 0, 2, 2, 2]) == pytest.approx(float(logits.sigmoid().mean()))
     assert float(found[0, 0, 2, 0, 2]) == pytest.approx(float(logits[0].sigmoid()))
-
-
-both = pytest.mark.parametrize("make", [OrthogonalSliceInferer, partial(ShiftedTilesInferer, 4, shifts=2)])
 
 
 @both

@@ -86,7 +86,7 @@ def test_real_ct_gets_a_mask_on_its_grid(real_data: Path, tiny_weights: NamedPat
     np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_members_ensemble_and_student_on_acdc(real_data: Path, tmp_path: Path) -> None:
     """Minutes of training find the heart of an unseen patient; soft labels lie on the grids of different scans."""
     split = tmp_path / "split.json"

@@ -16,8 +16,8 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from tests.conftest import NAMES, NamedPath, config_files, each_bundle, recipe
-from tests.exports import FINDS_NOTHING, assert_equal_masks, command, folder, make, segment, words
+from tests.conftest import NAMES, NamedPath, config_files, each_bundle, each_of_two, recipe
+from tests.exports import assert_equal_masks, command, export_settings, folder, make, segment, words
 from tests.runs import copy, run
 
 NETWORKS = [
@@ -43,13 +43,10 @@ def network(bundle: str, net_id: str, *, weights: Path, **overrides: Any) -> nn.
 def inputs(bundle: str, net_id: str) -> list[torch.Tensor]:
     """Random inputs: a single one, two of that size, two of another."""
     metadata = json.loads((folder(bundle) / "configs/metadata.json").read_text(encoding="utf-8"))
-    image = metadata["network_data_format"]["inputs"]["image"]
-    dims, channels = len(image["spatial_shape"]), image["num_channels"]
-    first, other = (48, 32, 16), (32, 64, 48)
-    if bundle == "ensemble_kd_kits_ct":  # no padding: any size that the receptive field fits in
-        first, other = ((140, 150, 0), (131, 170, 0)) if net_id == "locator_def" else ((48, 60, 0), (35, 71, 0))
+    channels = metadata["network_data_format"]["inputs"]["image"]["num_channels"]
+    first, other = export_settings(bundle)["inputs"][net_id]
     generator = torch.Generator().manual_seed(0)
-    shapes = ((1, channels, *first[:dims]), (2, channels, *first[:dims]), (2, channels, *other[:dims]))
+    shapes = ((1, channels, *first), (2, channels, *first), (2, channels, *other))
     return [torch.rand(shape, generator=generator) for shape in shapes]
 
 
@@ -92,8 +89,7 @@ def test_onnxruntime_equals_eager(bundle: str, file: str, net_id: str, exported:
     assert (given.name, given.shape) == ("image", ["batch", x.shape[1], *"hwd"[: x.ndim - 2]])
 
 
-@pytest.mark.slow
-@each_bundle
+@each_of_two
 def test_onnx_without_options(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """PyTorch's newer exporter, which MONAI takes by default, gives a network of one size that answers likewise."""
     x, weights = inputs(bundle, "network_def")[0], tiny_weights(bundle) / "model.pt"
@@ -108,8 +104,7 @@ def test_onnx_without_options(bundle: str, tiny_weights: NamedPath, tmp_path: Pa
     assert session.get_inputs()[0].shape == list(x.shape)
 
 
-@pytest.mark.slow
-@each_bundle
+@each_of_two
 def test_commands_as_typed(bundle: str, weights: NamedPath, tmp_path: Path) -> None:
     """From inside a bundle that lies anywhere, in a process of its own."""
     root = tmp_path / bundle
@@ -133,7 +128,7 @@ def test_torchscript_segments_like_the_network(
     copy(tiny_weights(bundle), tmp_path / "models")
     (tmp_path / "exported/models").mkdir(parents=True)
     make(bundle, "ckpt_export", tmp_path / "exported/models", weights=tmp_path / "models/model.pt", tiny=True)
-    data, common = phantoms(bundle), FINDS_NOTHING.get(bundle, {})
+    data, common = phantoms(bundle), export_settings(bundle)["overrides"]
     run(bundle, "inference", data=data, folder=tmp_path, output_dir=str(tmp_path / "eager"), **common)
     (tmp_path / "models/model.pt").unlink()
     given = command(bundle, "run inference", having="--network_def")

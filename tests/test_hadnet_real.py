@@ -99,7 +99,7 @@ def test_absent_enhancing_tumour_is_scored(low_grade: Path, tmp_path: Path) -> N
     assert np.isfinite(float(row["hd95_WT"]))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_three_stages(patients: Path, tmp_path: Path) -> None:
     """Teacher with FLAIR and post-contrast T1, student with FLAIR alone; three patients train, the fourth is unseen.
 

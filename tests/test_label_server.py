@@ -12,13 +12,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.conftest import NAMES, each_bundle, label_values
+from tests.conftest import NAMES, each_bundle, label_values, recipe
 from tests.label_server import (
+    ABSENT,
     CASES,
-    SCANS,
-    STACKS,
+    STACK,
     LabelServer,
     ask,
+    beside,
+    facts,
+    image_of,
     label_environment,
     make_studies,
     small_bundle,
@@ -27,10 +30,23 @@ from tests.label_server import (
 from tools import REPO
 
 pytestmark = pytest.mark.label
+nightly = pytest.mark.nightly
 
-SIBLINGS = {"hadnet_brats_mri": "brain1_t1ce", "lachinov_distillation_brats_mri": "brain1_t2"}
-IMAGES = [(bundle, image.format(1)) for bundle, (image, *_) in SCANS.items()]
-IMAGES += [*SIBLINGS.items(), *((bundle, f"stack_for_{bundle}") for bundle in STACKS)]
+SEQUENCES = [bundle for bundle in NAMES if "stack" in facts(bundle)]
+PLAIN, OTHER, *_ = (bundle for bundle in NAMES if bundle not in SEQUENCES)
+IMAGES = [(bundle, image_of(bundle)) for bundle in NAMES]
+IMAGES += [(bundle, beside(bundle, image_of(bundle), facts(bundle)["sibling"])) for bundle in SEQUENCES]
+IMAGES += [(bundle, STACK.format(bundle)) for bundle in SEQUENCES]
+REFUSED = [(PLAIN, "nobody", 404, "there is no image nobody in")]
+REFUSED += [("nothing", image_of(PLAIN), 404, f"there is no model nothing; there are: ['{NAMES[0]}', ")]
+REFUSED += [(PLAIN, STACK.format(SEQUENCES[0]), 400, "image must be a 3D volume")]
+REFUSED += [(bundle, image_of(bundle, ABSENT), 400, f"{facts(bundle)['missing']} is missing") for bundle in SEQUENCES]
+REFUSED += [
+    (bundle, STACK.format(other), 400, f"channels, has {len(facts(other)['stack'])}")
+    for bundle in SEQUENCES
+    for other in SEQUENCES
+    if len(facts(other)["stack"]) < len(facts(bundle)["stack"])
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +78,7 @@ def test_lists_all_bundles_with_their_labels(server: LabelServer) -> None:
     assert all(model["config"]["model_filename"][0] == "model.pt" for model in info["models"].values())
 
 
-@pytest.mark.parametrize(("bundle", "image"), IMAGES)
+@pytest.mark.parametrize(("bundle", "image"), [IMAGES[0], *(pytest.param(*pair, marks=nightly) for pair in IMAGES[1:])])
 def test_mask_is_that_of_the_bundle(bundle: str, image: str, server: LabelServer, tmp_path: Path) -> None:
     """On the scan's grid, voxel by voxel what the bundle's own inference writes, whichever sequence is asked for."""
     mask, answer = server.mask(bundle, image)
@@ -79,7 +95,7 @@ def test_mask_is_that_of_the_bundle(bundle: str, image: str, server: LabelServer
 @pytest.fixture
 def corrected(bundle: str, server: LabelServer) -> Iterator[list[str]]:
     """Images of the bundle's kind with labels as an annotator submits them; no other image has one meanwhile."""
-    images = [SCANS[bundle][0].format(case) for case in CASES]
+    images = [image_of(bundle, case) for case in CASES]
     for image in images:
         server.client.save_label(image, str(server.folder / "labels" / f"{image}.nii.gz"), "final")
     yield images
@@ -87,6 +103,7 @@ def corrected(bundle: str, server: LabelServer) -> Iterator[list[str]]:
         assert ask("DELETE", f"{server.url}/datastore/label?id={image}&tag=final")[0] == 200
 
 
+@nightly
 @each_bundle
 def test_corrected_labels_train_the_next_mask(
     bundle: str, server: LabelServer, corrected: list[str], tmp_path: Path
@@ -110,23 +127,15 @@ def test_corrected_labels_train_the_next_mask(
     np.testing.assert_array_equal(voxels(again), voxels(old))
 
 
-@pytest.mark.parametrize(
-    ("bundle", "image", "status", "text"),
-    [
-        ("vnet_atrial_mri", "nobody", 404, "there is no image nobody in"),
-        ("nothing", "atrium1", 404, "there is no model nothing; there are: ['cooperative_training_acdc_mri', "),
-        ("hadnet_brats_mri", "brain4_flair", 400, "brain4_t2.nii.gz: t2 is missing"),
-        ("lachinov_distillation_brats_mri", "brain4_flair", 400, "t2 is missing"),
-        ("lachinov_distillation_brats_mri", "stack_for_hadnet_brats_mri", 400, "channels, has 3"),
-        ("vnet_atrial_mri", "stack_for_hadnet_brats_mri", 400, "image must be a 3D volume"),
-    ],
-)
+@nightly
+@pytest.mark.parametrize(("bundle", "image", "status", "text"), REFUSED)
 def test_refusal_says_why(bundle: str, image: str, status: int, text: str, server: LabelServer) -> None:
     told = server.refusal(bundle, image)
     assert told.startswith(f"Status: {status};")
     assert text in told
 
 
+@nightly
 def test_pages_of_other_sites_read_nothing(server: LabelServer) -> None:
     """A browser gives them an answer only if a header of it allows their origin."""
     for origin, allowed in {"http://elsewhere.example": None, server.url: server.url}.items():
@@ -138,7 +147,7 @@ def test_pages_of_other_sites_read_nothing(server: LabelServer) -> None:
 
 def test_label_that_does_not_fit_is_not_stored(server: LabelServer) -> None:
     """The good one that is there stays; grid and values are compared, and the scan must be known."""
-    client, image = server.client, "kidney1"
+    client, image = server.client, image_of(NAMES[0])
     good = nibabel.load(server.folder / "labels" / f"{image}.nii.gz")
     stored = Path(server.studies) / f"labels/final/{image}.nii.gz"
     client.save_label(image, str(server.folder / "labels" / f"{image}.nii.gz"), "final")
@@ -147,9 +156,7 @@ def test_label_that_does_not_fit_is_not_stored(server: LabelServer) -> None:
     bad = {
         "differs from the image's": nibabel.Nifti1Image(voxels(good)[:-1], good.affine),
         "it is on another grid": nibabel.Nifti1Image(voxels(good), moved),
-        "label values must be among [0, 1, 2, 3] or [0, 1, 2, 4] or ": nibabel.Nifti1Image(
-            voxels(good) + np.uint8(50), good.affine
-        ),
+        "label values must be among [0, 1, 2, 3] or ": nibabel.Nifti1Image(voxels(good) + np.uint8(50), good.affine),
         "found [0.5": nibabel.Nifti1Image(voxels(good).astype(np.float32) + 0.5, good.affine),
     }
     for text, volume in bad.items():
@@ -164,45 +171,50 @@ def test_label_that_does_not_fit_is_not_stored(server: LabelServer) -> None:
     assert ask("DELETE", f"{server.url}/datastore/label?id={image}&tag=final")[0] == 200
 
 
-def test_a_brain_larger_than_the_network_sees_is_refused(server: LabelServer) -> None:
+@nightly
+@pytest.mark.parametrize("bundle", [bundle for bundle in NAMES if "too_large" in facts(bundle)])
+def test_a_scan_larger_than_the_network_sees_is_refused(bundle: str, server: LabelServer) -> None:
     """MONAI Label runs transforms alone, which would cut it; the bundle's check is run before them."""
-    scans = Path(server.studies)
-    for name in ("flair", "t1", "t2"):
-        small = nibabel.load(scans / f"brain1_{name}.nii.gz")
+    first = recipe(bundle)["image"]
+    for sequence in (first, *recipe(bundle)["beside"]):
+        small = nibabel.load(Path(server.studies) / f"{beside(bundle, image_of(bundle), sequence)}.nii.gz")
         large = nibabel.Nifti1Image(np.pad(voxels(small), ((40, 40),) * 3, mode="edge") + 1, small.affine)
-        nibabel.save(large, server.folder / f"large_{name}.nii.gz")
-    assert "the network sees [32, 32, 32]" in server.refusal("hadnet_brats_mri", str(server.folder / "large_t1.nii.gz"))
+        nibabel.save(large, server.folder / f"large_{sequence}.nii.gz")
+    assert facts(bundle)["too_large"] in server.refusal(bundle, str(server.folder / f"large_{first}.nii.gz"))
 
 
+@nightly
 def test_batch_goes_on_after_a_refused_scan(server: LabelServer) -> None:
     """Every scan of a mixed folder has a result, without a GPU too: a stored mask, or why there is none."""
-    url = f"{server.url}/batch/infer/vnet_atrial_mri?run_sync=true"
-    stack = "stack_for_hadnet_brats_mri"
-    body = json.dumps({"images": ["atrium2", stack]}).encode()
+    url = f"{server.url}/batch/infer/{PLAIN}?run_sync=true"
+    stack, image = STACK.format(SEQUENCES[0]), image_of(PLAIN, CASES[1])
+    body = json.dumps({"images": [image, stack]}).encode()
     status, text = ask("POST", url, body, **{"Content-Type": "application/json"})
     assert status == 200, text
     results: dict[str, Any] = json.loads(text)
     assert "image must be a 3D volume" in results[stack]["error"]
-    stored = nibabel.load(Path(server.studies) / "labels/original/atrium2.nii.gz")
-    np.testing.assert_array_equal(voxels(stored), voxels(server.mask("vnet_atrial_mri", "atrium2")[0]))
+    stored = nibabel.load(Path(server.studies) / f"labels/original/{image}.nii.gz")
+    np.testing.assert_array_equal(voxels(stored), voxels(server.mask(PLAIN, image)[0]))
 
 
-@pytest.mark.parametrize("bundle", ["vnet_atrial_mri"])
+@nightly
+@pytest.mark.parametrize("bundle", [bundle for bundle in NAMES if "few" in facts(bundle)])
 def test_training_that_cannot_start_says_why(bundle: str, server: LabelServer, corrected: list[str]) -> None:
     """Two of three labelled scans are kept to validate on; the one that is left fills no batch of two."""
     body = json.dumps({"max_epochs": 1, "val_split": 0.67}).encode()
     url = f"{server.url}/train/{bundle}?run_sync=true"
     status, text = ask("POST", url, body, **{"Content-Type": "application/json"})
     assert status == 400
-    assert "batch_size: there are fewer training cases than one batch takes" in text
+    assert facts(bundle)["few"] in text
 
 
+@nightly
 def test_weights_of_another_network_are_refused(server: LabelServer) -> None:
     """MONAI Label alone would segment with random numbers."""
-    file = server.bundle("vnet_atrial_mri") / "models/model.pt"
+    file = server.bundle(PLAIN) / "models/model.pt"
     before = file.read_bytes()
-    file.write_bytes((server.bundle("cooperative_training_acdc_mri") / "models/model.pt").read_bytes())
+    file.write_bytes((server.bundle(OTHER) / "models/model.pt").read_bytes())
     try:
-        assert "Error(s) in loading state_dict for VNet" in server.refusal("vnet_atrial_mri", "atrium1")
+        assert "Error(s) in loading state_dict for " in server.refusal(PLAIN, image_of(PLAIN))
     finally:
         file.write_bytes(before)

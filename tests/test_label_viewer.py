@@ -21,11 +21,12 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from skimage.io import imread
 
 from tests.browser import chromium
-from tests.conftest import recipe
+from tests.conftest import NAMES, recipe
 from tests.label_server import (
     LabelServer,
     ask,
     convert,
+    facts,
     label_environment,
     needed,
     small_bundle,
@@ -35,9 +36,9 @@ from tests.label_server import (
 from tests.two_processes import free_port
 from tools.phantoms import phantoms as make_phantoms
 
-pytestmark = pytest.mark.label
+pytestmark = [pytest.mark.label, pytest.mark.nightly]
 
-BUNDLE = "ensemble_kd_kits_ct"
+(BUNDLE,) = (bundle for bundle in NAMES if "viewer" in facts(bundle))
 STUDY = "1.2.826.0.1.3680043.2.1125.77.1"
 SERIES = f"{STUDY}.1"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -91,8 +92,8 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a phantom CT and its label map as NIfTI."""
     folder = tmp_path_factory.mktemp("ct")
     data = make_phantoms(BUNDLE, str(folder / "phantoms"), cases=1, **recipe(BUNDLE)["phantoms"])
-    convert(next(data.glob("*/imaging.nii.gz")), folder / "image.nii.gz")
-    convert(next(data.glob("*/segmentation.nii.gz")), folder / "label.nii.gz")
+    convert(next(data.glob(facts(BUNDLE)["scans"])), folder / "image.nii.gz")
+    convert(next(data.glob(facts(BUNDLE)["labels"])), folder / "label.nii.gz")
     return folder
 
 
@@ -180,7 +181,7 @@ def test_viewer_shows_a_scan_and_the_mask_of_a_bundle(
 
 def test_corrected_label_becomes_dicom_seg(server: LabelServer, scan: Path) -> None:
     """A mask comes as DICOM SEG; a corrected label is stored as such in the DICOM store, and as NIfTI for training."""
-    params = {"label_info": [{"name": "kidney"}, {"name": "tumour"}]}
+    params = {"label_info": [{"name": name} for name in facts(BUNDLE)["viewer"]]}
     mask, _ = server.mask(BUNDLE, SERIES)
     np.testing.assert_allclose(mask.affine, nibabel.load(scan / "image.nii.gz").affine, atol=1e-3)
     server.client.save_label(SERIES, str(scan / "label.nii.gz"), "final", params)

@@ -85,7 +85,7 @@ def test_five_programs_annotate_as_published_fusions_do(real_data: Path, tmp_pat
     assert found["voxels_on_which_members_differ"] == int((votes.max(0) < len(MEMBERS)).sum())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_teachers_of_one_year_annotate_the_scans_of_another(real_data: Path, tmp_path: Path) -> None:
     """FLAIR alone, three patients, a few steps: the stages run on real scans; two patients prove no accuracy."""
     commands: list[str] = []

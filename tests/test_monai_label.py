@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -84,14 +83,6 @@ def noise(network: torch.nn.Module) -> Network:
         return 100 * torch.randn_like(network(x))
 
     return forward
-
-
-@each_bundle
-def test_keys(bundle: str) -> None:
-    """MONAI Label takes the names of the first input and of the first output for the keys of a case."""
-    metadata = json.loads((REPO / "bundles" / bundle / "configs/metadata.json").read_text())["network_data_format"]
-    assert next(iter(metadata["inputs"])) == "image"
-    assert next(iter(metadata["outputs"])) == "pred"
 
 
 @each_bundle

@@ -66,7 +66,7 @@ def assert_loads(bundle: str, home: Path, weights: Path, monkeypatch: pytest.Mon
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_are_good(dist: Path) -> None:
     assert problems(str(dist)) == {release.stem: [] for release in read_index(str(dist))}
     assert [release.name for release in read_index(str(dist))] == NAMES

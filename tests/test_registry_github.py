@@ -73,7 +73,9 @@ def test_published_release_is_downloaded_by_monai(
         where = {"source": "github", "repo": "owner/repo/v1", "version": version}
         monai.bundle.download(name="toy", bundle_dir=str(home), progress=False, **where)
         assert (home / "toy/models/model.pt").read_bytes()
-    assert fetch("toy", source=f"{github.address}/owner/repo/releases/download/v1", bundle_dir=str(tmp_path / "safe"))
+    source = f"{github.address}/owner/repo/releases/download/v1"
+    fetched = fetch("toy", source=source, bundle_dir=str(tmp_path / "safe")) / "models/model.pt"
+    assert fetched.read_bytes() == (tmp_path / "homeNone/toy/models/model.pt").read_bytes()
     rows = json.loads((github.folder / "model_info.json").read_text())
     assert rows["toy_v0.1.0"]["source"] == f"{github.address}/owner/repo/releases/download/v1/toy_v0.1.0.zip"
     assert Service.token not in "".join(capsys.readouterr())

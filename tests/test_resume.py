@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from tests.conftest import NAMES, NamedPath, each_bundle, package
+from tests.conftest import NAMES, NamedPath, each_bundle, each_of_two, package
 from tests.runs import arguments, cases, copy, each_stage, load, network_of, run, same
+from tests.trajectories import SETTINGS, Trajectory
 from tools import REPO
 
 resume = importlib.import_module(f"{package(NAMES[0])}.resume")  # identical in every bundle
@@ -43,58 +43,59 @@ def test_resumed_run_equals_uninterrupted_one(
     stage: str,
     phantoms: NamedPath,
     tiny_weights: NamedPath,
+    trajectory: Trajectory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two epochs, death while the third is saved, and a new start give what four epochs at once give, bit for bit.
+    """An epoch, death while the second is saved, and a new start give what two epochs at once give, bit for bit.
 
-    That is: network, optimizer, learning rate, best score, best weights.
+    That is: network, optimizer, learning rate, best score, best weights. The second epoch changes every weight: none is
+    left out of the optimizer or cut off from the loss. Another seed gives another first epoch.
     """
-    for name in ("whole", "killed"):
-        copy(tiny_weights(bundle), tmp_path / name / "models")
-    given: dict[str, Any] = {"data": phantoms(bundle), "max_epochs": 4}
-    run(bundle, stage, folder=tmp_path / "whole", **given)
+    copy(tiny_weights(bundle), tmp_path / "models")
+    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
     save, states = torch.save, 0
 
-    def third_dies(content: Any, path: Path) -> None:
+    def second_dies(content: Any, path: Path) -> None:
         nonlocal states
         states += "state" in path.name
-        (half_save if states == 3 else save)(content, path)
+        (half_save if states == 2 else save)(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", third_dies)
+        patch.setattr(torch, "save", second_dies)
         with pytest.raises(Killed):
-            run(bundle, stage, folder=tmp_path / "killed", **given)
-    (path,) = (tmp_path / "killed/models").glob("*state.pt")
-    assert load(path)["trainer"]["iteration"] == 2 * load(path)["trainer"]["epoch_length"]
-    run(bundle, stage, folder=tmp_path / "killed", **given)
-    whole, killed = (contents(tmp_path / name / "models") for name in ("whole", "killed"))
+            run(bundle, stage, **given, **SETTINGS)
+    first = network_of(tmp_path)
+    (path,) = (tmp_path / "models").glob("*state.pt")
+    assert load(path)["trainer"]["iteration"] == load(path)["trainer"]["epoch_length"]
+    run(bundle, stage, **given, **SETTINGS)
+    whole, killed = (contents(folder / "models") for folder in (trajectory(bundle, stage), tmp_path))
     assert whole.keys() == killed.keys()
     assert [name for name in whole if not same(whole[name], killed[name])] == []
+    assert [name for name, value in network_of(tmp_path).items() if torch.equal(value, first[name])] == []
+
+    copy(tiny_weights(bundle), tmp_path / "other/models")
+    run(bundle, stage, data=phantoms(bundle), folder=tmp_path / "other", **SETTINGS | {"seed": 2, "max_epochs": 1})
+    assert not same(network_of(tmp_path / "other"), first)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
-    """Weights and state after three epochs of a bundle's main training."""
-
-    @cache
-    def folder(bundle: str) -> Path:
-        target = tmp_path_factory.mktemp(f"{bundle}_uninterrupted")
-        models = copy(tiny_weights(bundle), target / "models")
-        run(bundle, "train", data=phantoms(bundle), folder=target, max_epochs=3)
-        return models
-
-    return folder
-
-
-@pytest.mark.parametrize("moment", ["step", pytest.param("state", marks=pytest.mark.slow), "weights"])
 @each_bundle
+def test_validation_draws_no_random_numbers(
+    bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, trajectory: Trajectory, tmp_path: Path
+) -> None:
+    copy(tiny_weights(bundle), tmp_path / "models")
+    run(bundle, "train", data=phantoms(bundle), folder=tmp_path, **SETTINGS | {"val_interval": 2})
+    assert same(network_of(tmp_path), network_of(trajectory(bundle, "train")))
+
+
+@pytest.mark.parametrize("moment", ["step", pytest.param("state", marks=pytest.mark.nightly), "weights"])
+@each_of_two
 def test_killed_process(
-    bundle: str, moment: str, phantoms: NamedPath, tiny_weights: NamedPath, uninterrupted: NamedPath, tmp_path: Path
+    bundle: str, moment: str, phantoms: NamedPath, tiny_weights: NamedPath, trajectory: Trajectory, tmp_path: Path
 ) -> None:
     """SIGKILL in the middle of a step or of a file: whole files stay whole, and the next run makes up for it."""
     models = copy(tiny_weights(bundle), tmp_path / "models")
-    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 3}
+    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, **SETTINGS}
     marker, words = tmp_path / "marker", tmp_path / "arguments.json"
     words.write_text(json.dumps(arguments(bundle, "train", **given)))
     command = [sys.executable, "-m", "tests.killed_run", moment, str(marker), str(words)]
@@ -108,9 +109,9 @@ def test_killed_process(
         assert all(same(left[name], value) for name, value in contents(tiny_weights(bundle)).items())
     else:
         trainer = left["training_state.pt"]["trainer"]
-        assert trainer["iteration"] == 2 * trainer["epoch_length"]
+        assert trainer["iteration"] == trainer["epoch_length"]
     run(bundle, "train", **given)
-    assert same(contents(models), contents(uninterrupted(bundle)))
+    assert same(contents(models), contents(trajectory(bundle, "train") / "models"))
 
 
 @each_bundle
@@ -219,15 +220,15 @@ def test_weight_average_by_hand() -> None:
     found = []
 
     def step(_: Engine, value: float) -> None:
-        for tensor in (network.weight, network.running_mean):
-            nn.init.constant_(tensor, value)
+        for tensor in (network.weight.data, network.state_dict()["running_mean"]):
+            tensor.fill_(value)
 
     trainer = Engine(step)
     average.attach(trainer)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: found.append(float(average.ema_model.weight)))
     trainer.run([7.0, 18.0, 7.0])
     assert found == pytest.approx([7.0, 7 / 11 + 180 / 11, 0.1 * (7 + 180) / 11 + 6.3], rel=1e-5)
-    assert float(average.ema_model.running_mean) == pytest.approx(found[-1])
+    assert float(average.state_dict()["running_mean"]) == pytest.approx(found[-1])
     other = resume.WeightAverage(nn.BatchNorm1d(1), momentum=0.9)
     other.load_state_dict(average.state_dict())
     assert same(other.ema_model.state_dict(), average.ema_model.state_dict())

@@ -14,7 +14,7 @@ import pytest
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from tests.conftest import NamedPath, config_files, each_bundle, small
-from tests.exports import FINDS_NOTHING, assert_equal_masks, command, engine_size, make, segment
+from tests.exports import assert_equal_masks, command, engine_size, export_settings, make, segment
 from tests.runs import arguments, copy, run
 
 
@@ -42,7 +42,7 @@ def test_overlay_segments_like_the_network(
 ) -> None:
     """With an engine as the card's command makes it, though of TorchScript, which takes inputs of one size only."""
     copy(tiny_weights(bundle), tmp_path / "models")
-    data, same = phantoms(bundle), {**small(bundle, "inference_trt"), **FINDS_NOTHING.get(bundle, {})}
+    data, same = phantoms(bundle), {**small(bundle, "inference_trt"), **export_settings(bundle)["overrides"]}
     run(bundle, "inference", data=data, folder=tmp_path, output_dir=str(tmp_path / "eager"), **same)
     (tmp_path / "models/model.pt").unlink()
     copyfile(engine(bundle), tmp_path / "models/model_trt.ts")

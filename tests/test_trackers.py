@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import NamedPath, each_bundle, recipe
+from tests.conftest import NAMES, NamedPath, each_bundle, package, recipe
 from tests.runs import arguments, command_line, copy, each_stage, run
+from tests.trajectories import EPOCHS, Trajectory, store
+from tests.two_processes import LAUNCH, finished
 from tools.phantoms import phantoms as make_phantoms
 
 Curves = dict[str, list[tuple[int, float]]]
-EPOCHS = 2
-VNET = "vnet_atrial_mri"
-STAGES = [pytest.param(*pair, marks=() if pair[1] == "train" else pytest.mark.slow) for pair in each_stage.args[1]]
+BUNDLE = NAMES[0]
 
 
 def tensorboard_curves(folder: Path) -> Curves:
@@ -32,9 +32,9 @@ def tensorboard_curves(folder: Path) -> Curves:
 
 
 def mlflow_runs(folder: Path) -> tuple[Any, list[Any]]:
-    """The client of a run folder's store, and its runs, the latest first."""
+    """The client of the store in a folder, and its runs, the latest first."""
     mlflow = pytest.importorskip("mlflow")
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlruns.db'}")
+    client = mlflow.MlflowClient(tracking_uri=store(folder))
     (experiment,) = (e for e in client.search_experiments() if e.name == "monai_experiment")
     return client, list(client.search_runs(experiment.experiment_id))
 
@@ -78,15 +78,12 @@ def check_tracked(client: Any, tracked: Any, results: Path) -> None:
     assert not {"tracking_uri", "experiment_name"} - record["config"].keys()
 
 
-@pytest.mark.parametrize(("bundle", "stage"), STAGES)
-def test_stage_is_tracked(
-    bundle: str, stage: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
-) -> None:
+@each_stage
+def test_stage_is_tracked(bundle: str, stage: str, trajectory: Trajectory) -> None:
     """TensorBoard and MLflow hold the same curves: a loss, a Dice and a learning rate, each once for every epoch."""
-    copy(tiny_weights(bundle), tmp_path / "models")
-    run(bundle, stage, data=phantoms(bundle), folder=tmp_path, max_epochs=EPOCHS, val_interval=1, tracking="mlflow")
-    results = tmp_path / "eval"
-    client, (tracked,) = mlflow_runs(results)
+    results = trajectory(bundle, stage) / "eval"
+    client, runs = mlflow_runs(results.parents[2])
+    (tracked,) = (run for run in runs if run.data.params["output_dir"] == str(results))
     curves = mlflow_curves(client, tracked.info.run_id)
     assert same_curves(tensorboard_curves(results), curves)
     assert all([step for step, _ in values] == [1, EPOCHS] for values in curves.values())
@@ -112,22 +109,21 @@ def test_resumed_training_continues_its_curves(
     phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that is stopped in its second epoch and started again leaves one MLflow run, and no epoch twice."""
-    from vnet_atrial.resume import TrainingState
+    state = importlib.import_module(f"{package(BUNDLE)}.resume").TrainingState
+    copy(tiny_weights(BUNDLE), tmp_path / "models")
+    given: dict[str, Any] = {"data": phantoms(BUNDLE), "folder": tmp_path, "tracking": "mlflow", "val_interval": 1}
+    seed_epoch = state.seed_epoch
 
-    copy(tiny_weights(VNET), tmp_path / "models")
-    given: dict[str, Any] = {"data": phantoms(VNET), "folder": tmp_path, "tracking": "mlflow", "val_interval": 1}
-    seed_epoch = TrainingState.seed_epoch
-
-    def stop(self: TrainingState, engine: Any) -> None:
+    def stop(self: Any, engine: Any) -> None:
         if engine.state.epoch == 2:
             raise InterruptedError
         seed_epoch(self, engine)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingState, "seed_epoch", stop)
+        patch.setattr(state, "seed_epoch", stop)
         with pytest.raises(RuntimeError):
-            run(VNET, "train", max_epochs=3, **given)
-    run(VNET, "train", max_epochs=4, **given)
+            run(BUNDLE, "train", max_epochs=3, **given)
+    run(BUNDLE, "train", max_epochs=4, **given)
     client, (tracked,) = mlflow_runs(tmp_path / "eval")
     curves = mlflow_curves(client, tracked.info.run_id)
     assert all([step for step, _ in values] == [1, 2, 3, 4] for values in curves.values())
@@ -135,34 +131,22 @@ def test_resumed_training_continues_its_curves(
 
 
 def test_without_mlflow(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
-    copy(tiny_weights(VNET), tmp_path / "models")
-    given = arguments(VNET, "train", data=phantoms(VNET), folder=tmp_path, max_epochs=1)
+    copy(tiny_weights(BUNDLE), tmp_path / "models")
+    given = arguments(BUNDLE, "train", data=phantoms(BUNDLE), folder=tmp_path, max_epochs=1)
     program = f"import sys; sys.modules['mlflow'] = None; import monai.bundle; monai.bundle.run(**{given!r})"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=600)
     assert [step for step, _ in tensorboard_curves(tmp_path / "eval")["train_loss"]] == [1]
     assert record_of(tmp_path / "eval")["finished"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bundle", [VNET, "hadnet_brats_mri"])  # handlers are switched off by place, and by a setting
+@pytest.mark.nightly
+@each_bundle
 def test_one_of_two_processes_logs(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
     data = make_phantoms(bundle, str(tmp_path / "data"), cases=10, **recipe(bundle)["phantoms"])
     copy(tiny_weights(bundle), tmp_path / "models")
     given = arguments(bundle, "multi_gpu_train", data=data, folder=tmp_path, max_epochs=EPOCHS, tracking="mlflow")
     del given["device"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "monai.bundle",
-    ]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, *command_line(given)], env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    done = finished([*LAUNCH, "-m", "monai.bundle", *command_line(given)])
     assert done.returncode == 0, done.stderr[-3000:]
     results = tmp_path / "eval"
     client, (tracked,) = mlflow_runs(results)

@@ -11,35 +11,18 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from monai.bundle import ConfigParser
 from torch import nn
 from torch.nn import functional
 
 from tests.golden_rule import reference_state
-from tools import REPO
+from tests.vnet_reference import BUNDLE, GOLDEN, config, ellipsoid
 from tools.convert import KeyMap, load_key_map
 from vnet_atrial.losses import HybridLoss, PositiveFocalLoss
 from vnet_atrial.networks import VNet
 from vnet_atrial.transforms import LevelSetd, level_set
 
-BUNDLE = "vnet_atrial_mri"
-GOLDEN = np.load(REPO / "tests/golden/vnet_atrial.npz")
 TABLE: dict[str, dict[str, Any]] = json.loads(GOLDEN["net.table_json"].tobytes())
 State = dict[str, torch.Tensor]
-
-
-def config(*stems: str, **overrides: Any) -> ConfigParser:
-    """Parser of the bundle's configs merged in this order."""
-    parser = ConfigParser()
-    parser.read_config([REPO / "bundles" / BUNDLE / "configs" / f"{stem}.yaml" for stem in stems])
-    parser.update({key.replace("__", "::"): value for key, value in overrides.items()})
-    return parser
-
-
-def ellipsoid(shape: tuple[int, ...], centre: tuple[int, ...], radii: tuple[int, ...]) -> np.ndarray:
-    """Mask of the voxels inside or on an ellipsoid."""
-    axes = np.ogrid[tuple(slice(0, size) for size in shape)]
-    return np.asarray(sum(((a - c) / r) ** 2 for a, c, r in zip(axes, centre, radii, strict=True)) <= 1)
 
 
 def swapped(array: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from monai.data import Dataset, MetaTensor
 from monai.transforms import Compose, Flip, RandGaussianNoise, SpatialPad
 from torch import nn
 
-from tests.test_vnet_golden import GOLDEN, config, ellipsoid
+from tests.vnet_reference import GOLDEN, config, ellipsoid
 from vnet_atrial import reference
 from vnet_atrial.cases import InputError
 from vnet_atrial.handlers import scores

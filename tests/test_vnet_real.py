@@ -47,7 +47,7 @@ def full_field(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_short_training_on_real_scans_finds_and_segments_the_atrium(full_field: Path, tmp_path: Path) -> None:
     common = {"dataset_dir": str(full_field), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path), **SIZES}
     train = {**common, "split_file": str(SPLIT), "val_interval": 10}

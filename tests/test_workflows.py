@@ -17,22 +17,11 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from tests.conftest import NAMES, NamedPath, each_bundle, label_values, recipe, workflows
-from tests.runs import (
-    IDS,
-    cases,
-    copy,
-    each_stage,
-    network_of,
-    prediction,
-    run,
-    run_id,
-    same,
-    scan_files,
-    stages,
-    stem,
-)
+from tests.runs import IDS, cases, copy, each_variant, network_of, prediction, run, run_id, scan_files, stages, stem
 
 OTHERS = [(bundle, name) for bundle in NAMES for name in workflows(bundle) if run_id(bundle, name) not in IDS]
+USES = [(bundle, name) for bundle in NAMES for kind in IDS[:2] for name in stages(bundle, kind)]
+Results = Callable[[str, str], Path]
 OnGrid = Callable[[str, str], tuple[Path, Path]]
 Grid = tuple[NDArray[Any], NDArray[Any]]
 read = LoadImage(image_only=True)
@@ -48,53 +37,58 @@ def volumes(folder: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def trained(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
-    """Folder of a bundle whose stages were all trained for an epoch, one after the other."""
+def results(phantoms: NamedPath, trained: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Where an evaluation or inference with the `trained` weights left its results; read only."""
 
     @cache
-    def folder(bundle: str) -> Path:
-        target = tmp_path_factory.mktemp(f"{bundle}_trained")
-        copy(tiny_weights(bundle), target / "models")
-        for stage in stages(bundle, "training"):
-            run(bundle, stage, data=phantoms(bundle), folder=target, max_epochs=1)
+    def folder(bundle: str, stage: str) -> Path:
+        target = tmp_path_factory.mktemp(f"{bundle}_{stage}")
+        run(bundle, stage, data=phantoms(bundle), folder=trained(bundle), output_dir=str(target))
         return target
 
     return folder
 
 
-@pytest.mark.parametrize("kind", ["evaluating", "inference"])
-@each_bundle
-def test_training_then(bundle: str, kind: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bundle", "stage"), USES)
+def test_training_then(bundle: str, stage: str, phantoms: NamedPath, trained: NamedPath, results: Results) -> None:
     """Evaluation and inference load what training left; both end in a row per case and a mask on the scan's grid."""
-    data = phantoms(bundle)
+    data, evaluating = phantoms(bundle), run_id(bundle, stage) == "evaluating"
     split = cases(bundle, data)
-    of_kind = split["validation"] if kind == "evaluating" else split["training"] + split["validation"]
-    for stage in stages(bundle, kind):
-        results = tmp_path / stage
-        run(bundle, stage, data=data, folder=trained(bundle), output_dir=str(results))
-        rows = table(results / ("metrics.csv" if kind == "evaluating" else "report.csv"))
-        assert sorted(row["case"] for row in rows) == sorted(case["case"] for case in of_kind)
-        assert len([path for path in volumes(results) if "_unc_" not in path.name]) == len(of_kind)
-        for case in of_kind:
-            mask, scan = read(prediction(results, case, data=data)), read(case["image"])
-            assert mask.shape == scan.shape
-            assert torch.allclose(mask.affine, scan.affine, atol=1e-4)
-            assert set(mask.unique().tolist()) <= label_values(bundle)
+    expected = split["validation"] if evaluating else split["training"] + split["validation"]
+    found = results(bundle, stage)
+    rows = table(found / ("metrics.csv" if evaluating else "report.csv"))
+    assert sorted(row["case"] for row in rows) == sorted(case["case"] for case in expected)
+    assert len([path for path in volumes(found) if "_unc_" not in path.name]) == len(expected)
+    for case in expected:
+        mask, scan = read(prediction(found, case, data=data)), read(case["image"])
+        assert mask.shape == scan.shape
+        assert torch.allclose(mask.affine, scan.affine, atol=1e-4)
+        assert set(mask.unique().tolist()) <= label_values(bundle)
 
 
 @each_bundle
-def test_evaluation_agrees_with_its_masks(bundle: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
+def test_evaluation_agrees_with_its_masks(
+    bundle: str, phantoms: NamedPath, trained: NamedPath, results: Results
+) -> None:
     """The Dice of each row is that of the saved mask and the label file; that of two empty masks is 1."""
-    data = phantoms(bundle)
-    run(bundle, "evaluate", data=data, folder=trained(bundle), output_dir=str(tmp_path))
-    rows = {row["case"]: row for row in table(tmp_path / "metrics.csv")}
+    data, found = phantoms(bundle), results(bundle, "evaluate")
+    rows = {row["case"]: row for row in table(found / "metrics.csv")}
     for case in cases(bundle, data)["validation"]:
-        mask, label = read(prediction(tmp_path, case, data=data)), read(case["label"])
+        mask, label = read(prediction(found, case, data=data)), read(case["label"])
         for column, (values, stored) in recipe(bundle)["dice"].items():
-            found, true = torch.isin(mask, torch.tensor(values)), torch.isin(label, torch.tensor(stored))
-            sizes = float(found.sum() + true.sum())
-            expected = 2 * float((found & true).sum()) / sizes if sizes else 1.0
+            predicted, true = torch.isin(mask, torch.tensor(values)), torch.isin(label, torch.tensor(stored))
+            sizes = float(predicted.sum() + true.sum())
+            expected = 2 * float((predicted & true).sum()) / sizes if sizes else 1.0
             assert float(rows[case["case"]][column]) == pytest.approx(expected)
+
+
+@each_bundle
+def test_evaluation_repeats(
+    bundle: str, phantoms: NamedPath, trained: NamedPath, results: Results, tmp_path: Path
+) -> None:
+    run(bundle, "evaluate", data=phantoms(bundle), folder=trained(bundle), output_dir=str(tmp_path))
+    first = results(bundle, "evaluate") / "metrics.csv"
+    assert (tmp_path / "metrics.csv").read_bytes() == first.read_bytes()
 
 
 @pytest.mark.parametrize(("bundle", "workflow"), OTHERS)
@@ -106,37 +100,17 @@ def test_further_workflow(bundle: str, workflow: str, phantoms: NamedPath, train
         assert (tmp_path / name).stat().st_size > 0
 
 
-@each_stage
-def test_training_reaches_every_weight(
+@each_variant
+def test_variant_changes_every_weight(
     bundle: str, stage: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
 ) -> None:
-    """An epoch changes every parameter: none is left out of the optimizer or cut off from the loss."""
+    """Of the stages that differ from another in settings only; the others are tested with their resumption."""
     copy(tiny_weights(bundle), tmp_path / "models")
     networks = []
     for epochs in (1, 2):
         run(bundle, stage, data=phantoms(bundle), folder=tmp_path, max_epochs=epochs)
         networks.append(network_of(tmp_path))
     assert [name for name, value in networks[0].items() if torch.equal(value, networks[1][name])] == []
-
-
-@each_stage
-def test_seed(bundle: str, stage: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
-    """A seed fixes the run, another seed gives another one, and validation has no part in it."""
-    networks = {}
-    for name, seed, interval in (("first", 1, 1), ("again", 1, 3), ("other", 2, 1)):
-        copy(tiny_weights(bundle), tmp_path / name / "models")
-        given = {"max_epochs": 2, "seed": seed, "val_interval": interval}
-        run(bundle, stage, data=phantoms(bundle), folder=tmp_path / name, **given)
-        networks[name] = network_of(tmp_path / name)
-    assert same(networks["first"], networks["again"])
-    assert not same(networks["first"], networks["other"])
-
-
-@each_bundle
-def test_evaluation_repeats(bundle: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        run(bundle, "evaluate", data=phantoms(bundle), folder=trained(bundle), output_dir=str(tmp_path / name))
-    assert (tmp_path / "one/metrics.csv").read_bytes() == (tmp_path / "two/metrics.csv").read_bytes()
 
 
 def mirrored(scan: NDArray[Any], affine: NDArray[Any]) -> Grid:

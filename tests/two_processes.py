@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.func import functional_call
 
+from tools import REPO
+
 SHARES = 2
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={SHARES}"]
+ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Shares(nn.Module):
@@ -166,6 +171,12 @@ def raise_or_kill(death: str, module: str) -> None:
     if death == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     raise importlib.import_module(module).InputError([("7", "file", "rule")])
+
+
+def finished(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command that has ended, without a GPU, in the repository's folder."""
+    environment = ON_CPU | variables
+    return subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=1500, check=False)
 
 
 def free_port() -> int:
