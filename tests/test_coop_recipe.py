@@ -37,7 +37,7 @@ def test_learning_rate_falls_over_the_epochs_of_the_trainer() -> None:
     """MONAI Label and short trainings replace the trainer's own number of epochs."""
     config = parser()
     config["train::trainer::max_epochs"] = 4
-    assert rates(config, 6) == pytest.approx([1e-3 * share**0.9 for share in (1, 0.75, 0.5, 0.25, 0.01, 0.01)])
+    assert rates(config, 6) == pytest.approx([2e-3 * share**0.9 for share in (1, 0.75, 0.5, 0.25, 0.01, 0.01)])
 
 
 def test_published_learning_rate_stays() -> None:
