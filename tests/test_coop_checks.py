@@ -11,13 +11,17 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 from monai.transforms import LoadImaged
 from numpy.typing import NDArray
 
 from cooperative_training.cases import InputError, check_cases
 from cooperative_training.checks import check_stacks, patient_of
 from cooperative_training.data import read_split
+from tools import REPO
 
+BUNDLE = "bundles/cooperative_training_acdc_mri"
 AXES = np.diag([1.5, 1.5, 8, 1])
 
 
@@ -155,6 +159,25 @@ class TestPatients:
         other = shutil.copy(found["image"], tmp_path / "patient001_frame12.nii.gz")
         check_stacks([[{"image": found["image"]}], [{"image": str(other)}]], label=None)
         assert f"{other}: patient patient001 is in two splits, the validation is optimistic" in caplog.text
+
+
+class TestBfloat16:
+    @pytest.mark.parametrize(
+        ("capabilities", "warned"),
+        [({"avx512_f": True, "avx512_bf16": False}, True), ({"avx512_bf16": True}, False), ({"amx_bf16": True}, False)],
+    )
+    def test_processor(
+        self,
+        capabilities: dict[str, bool],
+        warned: bool,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        parser = ConfigParser()
+        parser.read_config([REPO / BUNDLE / f"configs/{name}.yaml" for name in ("train", "bfloat16")])
+        parser.get_parsed_content("check_sizes")  # the first step of a run
+        assert ("has no bfloat16 instructions" in caplog.text) == warned
 
 
 class TestRealScans:

@@ -93,9 +93,8 @@ def assert_step(network: CooperativeNetwork, prefix: str) -> None:
 def test_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses, hard examples, gradients, batch normalisation, parameters and predictions of one step."""
     network, key, corrupted = golden_network(), f"step/{kind}", list[torch.Tensor]()
-    parser = (
-        config("standard_training", network=network) if kind == "none" else config(network=network, **masked_by(kind))
-    )
+    stems, masking = (["standard_training"], {}) if kind == "none" else ([], masked_by(kind))
+    parser = config("reference", *stems, network=network, **masking)
     cooperation, optimizer = parser.get_parsed_content("cooperation"), parser.get_parsed_content("optimizer")
     assert optimizer.defaults["lr"] == 1e-4
     make = cooperation.hard_examples

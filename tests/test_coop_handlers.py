@@ -81,17 +81,21 @@ def row(test_set: str, dice: float, distance: float) -> dict[str, Any]:
 
 
 def test_summary_by_set_and_over_sets() -> None:
-    """Sets keep their order and count once each, however many cases they have; infinite distances are left out."""
+    """Sets keep their order and count once each, however many cases they have; infinite distances are left out.
+
+    The reference of the last clean case holds no LV: its scores are in `mean` and not in `mean_present`.
+    """
     rows = [row("spike", 0.5, 4.0), row("clean", 0.9, 2.0), row("clean", 0.8, math.inf), row("clean", 0.4, 8.0)]
-    table = {(line.pop("set"), line.pop("score")): line for line in summarise(rows)}
+    present = [["LV"], ["RV", "LV"], ["LV"], ["RV"]]
+    table = {(line.pop("set"), line.pop("score")): line for line in summarise(rows, present)}
     assert list(table) == [(s, n) for s in ("spike", "clean", "over sets") for n in ("dice_LV", "hd95_LV")]
-    statistics = ("cases", "mean", "sd", "median", "worst", "best")
+    statistics = ("cases", "mean", "sd", "median", "worst", "best", "infinite", "present", "mean_present")
     expected = {
-        ("clean", "dice_LV"): (3, 0.7, math.sqrt(0.14 / 3), 0.8, 0.4, 0.9),
-        ("clean", "hd95_LV"): (2, 5.0, 3.0, 5.0, 8.0, 2.0),
-        ("spike", "dice_LV"): (1, 0.5, 0.0, 0.5, 0.5, 0.5),
-        ("over sets", "dice_LV"): (2, 0.6, 0.1, 0.6, 0.5, 0.7),
-        ("over sets", "hd95_LV"): (2, 4.5, 0.5, 4.5, 5.0, 4.0),
+        ("clean", "dice_LV"): (3, 0.7, math.sqrt(0.14 / 3), 0.8, 0.4, 0.9, 0, 2, 0.85),
+        ("clean", "hd95_LV"): (2, 5.0, 3.0, 5.0, 8.0, 2.0, 1, 1, 2.0),
+        ("spike", "dice_LV"): (1, 0.5, 0.0, 0.5, 0.5, 0.5, 0, 1, 0.5),
+        ("over sets", "dice_LV"): (2, 0.6, 0.1, 0.6, 0.5, 0.7, 0, 2, 0.675),
+        ("over sets", "hd95_LV"): (2, 4.5, 0.5, 4.5, 5.0, 4.0, 0, 2, 3.0),
     }
     for key, values in expected.items():
         assert table[key] == pytest.approx(dict(zip(statistics, values, strict=True))), key
@@ -143,6 +147,21 @@ def test_table_of_an_evaluation(tmp_path: Path) -> None:
     assert engine.state.metrics["over sets/dice"] == pytest.approx(0.65)
     assert engine.state.metrics["clean/dice_LV"] == pytest.approx(0.8)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "metrics_summary.csv"]
+
+
+def test_structures_that_a_reference_lacks(tmp_path: Path) -> None:
+    """RV is in neither mask, MYO in the prediction alone: an empty field, and an infinite distance that is counted."""
+    case, output = scored("clean", 0.8)
+    output["pred"][0, :2, :2, :2] = MYO
+    evaluate(CaseScores(str(tmp_path / "metrics.csv")), [(case, output)])
+    (found,) = read(tmp_path / "metrics.csv")
+    assert (found["dice_RV"], found["hd95_RV"], found["dice_MYO"], found["hd95_MYO"]) == ("1.0", "", "0.0", "inf")
+    columns = ("cases", "mean", "infinite", "present", "mean_present")
+    summary = {line["score"]: tuple(line[name] for name in columns) for line in read(tmp_path / "metrics_summary.csv")}
+    assert summary["dice_RV"] == ("1", "1.0", "0", "0", "")
+    assert summary["hd95_RV"] == ("0", "", "0", "0", "")
+    assert summary["hd95_MYO"] == ("0", "", "1", "0", "")
+    assert summary["dice_LV"][3] == "1"
 
 
 def test_metrics_of_one_set_have_plain_names(tmp_path: Path) -> None:

@@ -51,6 +51,18 @@ class TestSliceDataset:
                 assert item[key].is_contiguous()
                 np.testing.assert_array_equal(item[key], arrays[case][key][None, ..., z])
 
+    @pytest.mark.parametrize(
+        ("share", "kept"), [(0.0, []), (0.2, [(0, 0)]), (0.3, [(0, 0), (0, 3)]), (0.9, [(0, 0), (0, 3)])]
+    )
+    def test_slices_without_label(self, share: float, kept: list[tuple[int, int]], data: list[dict[str, str]]) -> None:
+        """Five slices have labels: one more is a sixth of all, two more are two sevenths."""
+        load = LoadImaged(["image", "label"], ensure_channel_first=True)
+        dataset = SliceDataset(data, volume_transform=load, transform=lambda item: item, empty=share)
+        found = [item["image"] for item in dataset if not item["label"].any()]
+        assert len(dataset) == 5 + len(kept)
+        for image, (case, z) in zip(found, kept, strict=True):
+            np.testing.assert_array_equal(image[0], np.asarray(nibabel.load(data[case]["image"]).dataobj)[..., z])
+
     def test_volumes_are_read_once_and_slices_changed_anew(self, data: list[dict[str, str]]) -> None:
         load = LoadImaged(["image", "label"], ensure_channel_first=True)
         read: list[dict[str, str]] = []
@@ -90,6 +102,26 @@ class TestStackInferer:
             logits = StackInferer(at_once)(volumes, network)
             slices = [network(volumes[..., z]) for z in range(5)]
         torch.testing.assert_close(logits, torch.stack(slices, dim=-1))
+
+    def test_mean_of_mirror_images(self) -> None:
+        """A network that sees its place answers for every mirror image: the mean is that of a symmetric place."""
+        place = torch.tensor([0.0, 1.0, 2.0, 4.0]).log1p().expand(3, 4)
+
+        def network(slices: torch.Tensor) -> torch.Tensor:
+            return torch.stack([place.expand(len(slices), 3, 4), slices[:, 0]], dim=1)
+
+        volume = torch.zeros(1, 1, 3, 4, 2)
+        found = StackInferer(flips=True)(volume, network).softmax(1)[0, 0]
+        once = StackInferer()(volume, network).softmax(1)[0, 0]
+        assert once[0, :, 0].tolist() == pytest.approx([1 / 2, 2 / 3, 3 / 4, 5 / 6])
+        assert found[0, :, 0].tolist() == pytest.approx([2 / 3, 17 / 24, 17 / 24, 2 / 3])
+
+    def test_flips_do_not_matter_to_the_mean(self) -> None:
+        network = torch.nn.Conv2d(1, 4, 3, padding=1)
+        volume, infer = torch.rand(1, 1, 8, 6, 2), StackInferer(flips=True)
+        with torch.no_grad():
+            found, mirrored = infer(volume, network), infer(volume.flip(2, 3), network).flip(2, 3)
+        torch.testing.assert_close(found.softmax(1), mirrored.softmax(1))
 
     def test_slices_per_pass(self) -> None:
         seen: list[tuple[int, ...]] = []

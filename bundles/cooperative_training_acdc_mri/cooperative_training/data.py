@@ -252,15 +252,17 @@ def root_folder(dataset_dir: str | Path) -> str:
 
 
 class SliceDataset(Dataset):
-    """The labelled 2D slices of volumes, kept in memory.
+    """The labelled 2D slices `[..., z]` of volumes and some of those without any label, kept in memory.
 
-    Every volume is read once. Slices `[..., z]` without any label are left out. What `transform` gets is `{"image":
-    (1, H, W) float32, "label": (1, H, W) uint8}`, plain tensors that it must not change in place.
+    Every volume is read once. What `transform` gets is `{"image": (1, H, W) float32, "label": (1, H, W) uint8}`, plain
+    tensors that it must not change in place.
 
     Args:
         data: volumes `{"image": path, "label": path}`.
         volume_transform: deterministic, from such a volume to tensors `(1, H, W, D)`.
         transform: of a slice, usually random; applied at every access.
+        empty: share of the slices, below 1, that may be without label; where there are more, they are thinned out
+            evenly.
         num_workers: threads that read.
     """
 
@@ -270,19 +272,23 @@ class SliceDataset(Dataset):
         *,
         volume_transform: Callable[[Any], Any],
         transform: Callable[[Any], Any],
+        empty: float = 0.0,
         num_workers: int = 4,
     ) -> None:
         def slices(volume: Mapping[str, Any]) -> list[dict[str, torch.Tensor]]:
-            return list(_labelled_slices(volume_transform(dict(volume))))
+            return list(_slices(volume_transform(dict(volume))))
 
         with ThreadPool(num_workers or 1) as pool:
             stacks = list(tqdm(pool.imap(slices, data), "Reading slices", len(data), unit="volume"))
-        super().__init__([item for stack in stacks for item in stack], transform)
+        found = [item for stack in stacks for item in stack]
+        blank = [index for index, item in enumerate(found) if not item["label"].any()]
+        kept = min(len(blank), int((len(found) - len(blank)) * empty / (1 - empty)))
+        left_out = set(blank) - {blank[len(blank) * turn // kept] for turn in range(kept)}
+        super().__init__([item for index, item in enumerate(found) if index not in left_out], transform)
 
 
-def _labelled_slices(volume: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
+def _slices(volume: Mapping[str, Any]) -> Iterator[dict[str, torch.Tensor]]:
     image = convert_to_tensor(volume["image"], dtype=torch.float32, track_meta=False)
     label = convert_to_tensor(volume["label"], dtype=torch.uint8, track_meta=False)
     for z in range(label.shape[-1]):
-        if label[..., z].any():
-            yield {"image": image[..., z].contiguous(), "label": label[..., z].contiguous()}
+        yield {"image": image[..., z].contiguous(), "label": label[..., z].contiguous()}

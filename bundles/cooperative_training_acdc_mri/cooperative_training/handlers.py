@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,47 +81,55 @@ def hd95(found: torch.Tensor, true: torch.Tensor, *, spacing: Sequence[float]) -
     return float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=step))
 
 
-def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Summary of each score over the cases of each test set where it is finite.
+def summarise(rows: Sequence[Row], present: Sequence[Collection[str]] | None = None) -> list[Row]:
+    """Summary of each score over the cases of each test set.
 
     With more than one set, the rows `over sets` have the same statistics of the sets' means, each set counting once.
 
     Args:
         rows: names (`NAMES`) and scores of the cases.
+        present: of every case the structures that its reference holds; by default all.
 
     Returns:
-        Rows with `set`, `score`, `cases` (how many have a finite score), `mean`, `sd`, `median`, `worst` and `best`.
+        Rows with `set` and `score`; `cases`, how many have a finite score, and over these `mean`, `sd` (of the
+        population), `median`, `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose
+        reference holds the structure `present`, how many have a finite score, and their `mean_present`. NaN where there
+        is none.
     """
     names = [name for name in rows[0] if name not in NAMES]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["set"], []).append(row)
-    summary: list[Row] = [
-        {"set": key, "score": name} | _statistics(name, [row[name] for row in group])
-        for key, group in groups.items()
-        for name in names
-    ]
+    groups: dict[str, list[tuple[Row, Collection[str]]]] = {}
+    for row, held in zip(rows, present or [STRUCTURES] * len(rows), strict=True):
+        groups.setdefault(row["set"], []).append((row, held))
+    summary: list[Row] = []
+    for key, group in groups.items():
+        for name in names:
+            structure = name.partition("_")[2]
+            there = [row[name] for row, held in group if not structure or structure in held]
+            summary.append({"set": key, "score": name} | _statistics(name, [row[name] for row, _ in group], there))
     if len(groups) > 1:
-        means = {name: [row["mean"] for row in summary if row["score"] == name] for name in names}
-        summary += [{"set": "over sets", "score": name} | _statistics(name, means[name]) for name in names]
+        for name in names:
+            means, there = ([row[key] for row in summary if row["score"] == name] for key in ("mean", "mean_present"))
+            summary.append({"set": "over sets", "score": name} | _statistics(name, means, there))
     return summary
 
 
-def _statistics(name: str, values: Sequence[float]) -> Row:
-    finite = np.array([value for value in values if math.isfinite(value)])
-    if not finite.size:
-        return {"cases": 0} | dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
-    worst, best = (finite.max(), finite.min()) if name.startswith("hd95") else (finite.min(), finite.max())
-    found = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite), "worst": worst, "best": best}
-    return {"cases": finite.size} | {key: float(value) for key, value in found.items()}
+def _statistics(name: str, values: Sequence[float], present: Sequence[float]) -> Row:
+    finite, there = (np.array([value for value in some if math.isfinite(value)]) for some in (values, present))
+    found: Row = dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
+    if finite.size:
+        worst, best = (finite.max(), finite.min()) if name.startswith("hd95") else (finite.min(), finite.max())
+        found = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite), "worst": worst, "best": best}
+    found = {"cases": finite.size} | {key: float(value) for key, value in found.items()}
+    found |= {"infinite": int(np.isinf(values).sum()), "present": there.size}
+    return found | {"mean_present": float(there.mean()) if there.size else math.nan}
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows as CSV; the file appears complete or not at all."""
+    """Writes rows as CSV, NaN as an empty field; the file appears complete or not at all."""
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(text.getvalue(), encoding="utf-8")
@@ -149,10 +157,12 @@ class CaseScores:
         self.path = Path(path)
         self.structures = list(structures)
         self.rows: list[Row] = []
+        self.present: list[list[str]] = []
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator of cases with `NAMES`; `pred` and `label` of its output lie on one grid."""
         engine.add_event_handler(Events.STARTED, self.rows.clear)
+        engine.add_event_handler(Events.STARTED, self.present.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
@@ -163,10 +173,11 @@ class CaseScores:
             names = {name: case[name] for name in NAMES}
             volumes = output["pred"][0], label[0]
             self.rows.append(names | scores(*volumes, spacing=label.pixdim.tolist(), structures=self.structures))
+            self.present.append([name for name in self.structures if (label == _value(name)).any()])
 
     def write(self, engine: Engine) -> None:
         """Writes both tables."""
-        summary = summarise(self.rows)
+        summary = summarise(self.rows, self.present)
         several = len({row["set"] for row in summary}) > 1
         for row in summary:
             engine.state.metrics[f"{row['set']}/{row['score']}" if several else row["score"]] = row["mean"]

@@ -11,24 +11,35 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 
 __all__ = ["StackInferer"]
 
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))  # axes of mirror images of a slice, itself the first
+
 
 class StackInferer(Inferer):
     """Passes whole slices `[..., z]` of volumes through a 2D network, several at once.
 
     Args:
         sw_batch_size: slices per pass at most.
+        flips: whether the answer is the mean of the probabilities of four mirror images, as their logarithm.
     """
 
-    def __init__(self, sw_batch_size: int = 32) -> None:
+    def __init__(self, sw_batch_size: int = 32, *, flips: bool = False) -> None:
         super().__init__()
         self.sw_batch_size = sw_batch_size
+        self.flips = FLIPS if flips else FLIPS[:1]
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Returns the network's outputs `(B, C, H, W, D)` for volumes `(B, 1, H, W, D)`."""
+        """Returns the network's logits `(B, C, H, W, D)` for volumes `(B, 1, H, W, D)`."""
+
+        def answer(part: torch.Tensor) -> torch.Tensor:
+            if len(self.flips) == 1:
+                return network(part, *args, **kwargs)
+            found = [network(part.flip(axes), *args, **kwargs).softmax(1).flip(axes) for axes in self.flips]
+            return torch.stack(found).mean(0).log()
+
         volumes = convert_to_tensor(inputs, track_meta=False)
         slices = volumes.movedim(-1, 1).flatten(0, 1)
-        outputs = torch.cat([network(part, *args, **kwargs) for part in slices.split(self.sw_batch_size)])
+        outputs = torch.cat([answer(part) for part in slices.split(self.sw_batch_size)])
         stacks = outputs.reshape(len(volumes), -1, *outputs.shape[1:]).movedim(1, -1)
         return convert_to_dst_type(stacks, inputs)[0]

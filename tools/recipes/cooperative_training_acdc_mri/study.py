@@ -168,7 +168,7 @@ def _scores(root: Path, method: str, *, seeds: Sequence[int]) -> dict[str, Any]:
                 for row in _rows(path):
                     if row["set"] != "over sets" and (row["set"] == FOREIGN) == path.parent.name.endswith("foreign"):
                         place = sets.setdefault(row["set"], {}).setdefault(row["score"], {})
-                        place[str(seed)] = round(float(row["mean"]), 4)
+                        place[str(seed)] = round(float(row["mean"] or "nan"), 4)  # empty: nowhere finite
         sets["corrupted average"] = {
             score: {seed: round(mean(sets[name][score][seed] for name in CORRUPTIONS), 4) for seed in by_seed}
             for score, by_seed in sets[CORRUPTIONS[0]].items()
