@@ -176,7 +176,9 @@ class TestBfloat16:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
         parser = ConfigParser()
         parser.read_config([REPO / BUNDLE / f"configs/{name}.yaml" for name in ("train", "bfloat16")])
-        parser.get_parsed_content("check_sizes")  # the first step of a run
+        network = torch.nn.Linear(2, 2)
+        answer = parser.get_parsed_content("train::inferer")(torch.zeros(1, 2), network)
+        assert answer.dtype == (torch.float32 if warned else torch.bfloat16)
         assert ("has no bfloat16 instructions" in caplog.text) == warned
 
 

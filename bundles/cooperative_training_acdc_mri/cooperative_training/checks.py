@@ -20,7 +20,7 @@ from tqdm.contrib.concurrent import thread_map
 
 from .cases import InputError, case_name
 
-__all__ = ["check_bfloat16", "check_stacks"]
+__all__ = ["check_stacks", "has_bfloat16"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,14 @@ def check_stacks(
         raise InputError(problems)
 
 
-def check_bfloat16() -> None:
-    """Warns where the processor has no instructions for bfloat16, which makes it slow instead of fast."""
-    if not any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name):
+def has_bfloat16() -> bool:
+    """Returns whether the processor has instructions for bfloat16; says so where it has none, which makes it slow."""
+    found = any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    if not found:
         logger.warning(
-            "This processor has no bfloat16 instructions (AVX512-BF16, AMX): a step takes about eight times as long as "
-            "in single precision. Leave bfloat16.yaml out."
+            "This processor has no bfloat16 instructions (AVX512-BF16, AMX): single precision is used instead."
         )
+    return found
 
 
 def patient_of(case: Case) -> str:
