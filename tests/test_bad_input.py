@@ -157,11 +157,12 @@ WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_weights(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
     """Every file of weights is checked before the first scan is segmented."""
     spoil, rule = WEIGHTS[name]
-    shipped = [file for file, source in recipe(bundle)["weights"].items() if source["files"] == ["inference"]]
-    for path in [folder / "models" / file for file in shipped]:
+    shipped = {file: source for file, source in recipe(bundle)["weights"].items() if source["files"] == ["inference"]}
+    for file, source in shipped.items():
+        path = folder / "models" / file
         good = path.read_bytes()
         spoil(path)
-        message = refusal(bundle, workflow, data=data, folder=folder)
+        message = refusal(bundle, workflow, data=data, folder=folder, **source.get("asked_for", {}))
         assert str(path) in message
         assert rule in message
         path.write_bytes(good)
