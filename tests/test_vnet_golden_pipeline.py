@@ -290,7 +290,7 @@ def test_training_patches_end_to_end(scans: list[dict[str, str]], tmp_path: Path
 
 
 def test_inference_end_to_end(scans: list[dict[str, str]], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"patch_size": [64, 64, 64], "locator": Replay(), "network": Threshold()}
+    settings: dict[str, Any] = {"patch_size": [64, 64, 64], "locator": Replay(), "network": Threshold(), "locate": True}
     mean, std = GOLDEN["e2e.mean_std"].tolist()
     parser = config("inference", "reference_inference", intensity={"mean": mean, "std": std}, **settings)
     parser.update({"output_dir": str(tmp_path), "output_ext": ".nrrd", "dataset::data": scans, "handlers": []})

@@ -92,9 +92,11 @@ def test_random_motion_sees_all_of_the_scan_and_the_atrium_in_the_middle(centre:
     patch, shape = (48, 32, 24), (120, 104, 72)
     scan = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, *shape)
-    mask[(0, *(slice(c - 6, c + 7) for c in centre))] = 1
+    i, j, k = (slice(c - 6, c + 7) for c in centre)
+    mask[0, i, j, k] = 1
     whole = nn.functional.pad(scan[None], [150] * 6, mode="replicate")[0]
-    middle = whole[(slice(None), *(slice(150 + c - 120, 150 + c + 121) for c in centre))]
+    x, y, z = (slice(150 + c - 120, 150 + c + 121) for c in centre)
+    middle = whole[:, x, y, z]
     ranges = {"rotate": MOTION["rotate_range"], "scale": MOTION["scale_range"], "shift": MOTION["translate_range"]}
     reach = affine_reach(patch, **ranges)
     small = CropAroundd(["image", "label"], source_key="label", reach=reach)({"image": scan, "label": mask})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_training_starts_from_given_weights_and_goes_on_from_its_own(
 ) -> None:
     """At a learning rate of 0 a new run keeps what it started from; the state of a run wins over them."""
     start = copy(tiny_weights(ATRIAL), tmp_path / "given") / "model.pt"
-    options = {"data": phantoms(ATRIAL), "folder": tmp_path, "learning_rate": 0.0}
+    options: dict[str, Any] = {"data": phantoms(ATRIAL), "folder": tmp_path, "learning_rate": 0.0}
     run(ATRIAL, "train", max_epochs=1, start=str(start), **options)
     given, first = load(start), network_of(tmp_path)
     assert same(first, given)
