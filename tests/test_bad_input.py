@@ -179,11 +179,13 @@ def test_dataset_dir(bundle: str, workflow: str, exists: bool, folder: Path, tmp
 @each_bundle
 def test_weights(bundle: str, workflow: str, data: Path, folder: Path) -> None:
     """Every file of weights is checked before the first scan is segmented."""
-    shipped = [file for file, source in recipe(bundle)["weights"].items() if source["files"] == ["inference"]]
-    for path in [folder / "models" / file for file in shipped]:
+    shipped = {file: source for file, source in recipe(bundle)["weights"].items() if source["files"] == ["inference"]}
+    for file, source in shipped.items():
+        path, asked_for = folder / "models" / file, source.get("asked_for", {})
         good = path.read_bytes()
         path.unlink()
-        assert f"{path}: there are no such weights" in refusal(bundle, workflow, data=data, folder=folder)
+        message = refusal(bundle, workflow, data=data, folder=folder, **asked_for)
+        assert f"{path}: there are no such weights" in message
         torch.save({"weight": torch.zeros(1)}, path)
         assert f"{path}: does not fit the chosen" in refusal(bundle, workflow, data=data, folder=folder)
         path.write_bytes(good)

@@ -258,9 +258,18 @@ def test_boxes_of_the_scans() -> None:
         assert start_of(box, size)[::-1] == slices[:, 0].tolist()
 
 
+class ReferenceGrid(reference.Downscale):
+    """The coarse grid as the reference takes it: two voxels (one along z) off the voxels that it samples."""
+
+    def __call__(self, image: MetaTensor) -> MetaTensor:
+        step = torch.diag(torch.tensor([*reference.STEP, 1.0], dtype=torch.float64))
+        return MetaTensor(super().__call__(image).as_tensor(), affine=image.affine @ step)
+
+
 def test_training_patches_end_to_end(scans: list[dict[str, str]], tmp_path: Path) -> None:
     locator = Replay()
     settings: dict[str, Any] = {"patch_size": [64, 64, 64], "locator": locator, "hybrid": True}
+    settings["coarse"] = ReferenceGrid(CANVAS)
     parser = config("train", "reference", intensity_file=str(tmp_path / "i.json"), **settings)
     patches = list(Dataset(scans, Compose(parser.get_parsed_content("train::patch_transforms"))))
     seen = parser.get_parsed_content("locator").seen
@@ -281,7 +290,7 @@ def test_training_patches_end_to_end(scans: list[dict[str, str]], tmp_path: Path
 
 
 def test_inference_end_to_end(scans: list[dict[str, str]], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"patch_size": [64, 64, 64], "locator": Replay(), "network": Threshold()}
+    settings: dict[str, Any] = {"patch_size": [64, 64, 64], "locator": Replay(), "network": Threshold(), "locate": True}
     mean, std = GOLDEN["e2e.mean_std"].tolist()
     parser = config("inference", "reference_inference", intensity={"mean": mean, "std": std}, **settings)
     parser.update({"output_dir": str(tmp_path), "output_ext": ".nrrd", "dataset::data": scans, "handlers": []})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from monai.transforms import LoadImage
 
 from tests.conftest import NamedPath, small
-from tests.runs import copy, load, run
+from tests.runs import copy, load, network_of, run, same
 
 ATRIAL = "vnet_atrial_mri"
 
@@ -39,3 +40,39 @@ def test_atrium_not_found(
         assert int(mask.sum()) == (size if found else mask.numel())
         warned = [text for text in caplog.messages if row["image"] in text and "no left atrium found" in text]
         assert len(warned) == (0 if found else 1)
+
+
+@pytest.mark.parametrize(("weights", "locate"), [(False, None), (True, False)])
+def test_without_a_locator(
+    weights: bool, locate: bool | None, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
+) -> None:
+    """Without its weights, or when told so, the whole volume is segmented, and the report says so."""
+    models = copy(tiny_weights(ATRIAL), tmp_path / "models")
+    if not weights:
+        (models / "locator.pt").unlink()
+    state = load(models / "model.pt")
+    torch.save(state | {"head.conv.bias": state["head.conv.bias"] + 100.0}, models / "model.pt")
+    run(ATRIAL, "inference", data=phantoms(ATRIAL), folder=tmp_path, **({} if locate is None else {"locate": locate}))
+    with (tmp_path / "eval/report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["atrium_found"] for row in rows} == {"no locator"}
+    for row in rows:
+        (path,) = (tmp_path / "eval" / row["case"]).iterdir()
+        mask = LoadImage(image_only=True)(path)
+        assert int(mask.sum()) == mask.numel()
+
+
+def test_training_starts_from_given_weights_and_goes_on_from_its_own(
+    phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
+) -> None:
+    """At a learning rate of 0 a new run keeps what it started from; the state of a run wins over them."""
+    start = copy(tiny_weights(ATRIAL), tmp_path / "given") / "model.pt"
+    options: dict[str, Any] = {"data": phantoms(ATRIAL), "folder": tmp_path, "learning_rate": 0.0}
+    run(ATRIAL, "train", max_epochs=1, start=str(start), **options)
+    given, first = load(start), network_of(tmp_path)
+    assert same(first, given)
+    averaged = load(tmp_path / "models/model.pt")
+    assert all(torch.allclose(averaged[name], value, atol=1e-6) for name, value in given.items())
+    torch.save({name: value + 1 for name, value in given.items()}, start)
+    run(ATRIAL, "train", max_epochs=2, start=str(start), **options)
+    assert same(network_of(tmp_path), first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ class MillimetreMetric(IgniteMetricHandler):
 def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[float]) -> dict[str, float]:
     """Scores of one mask against another.
 
-    Surfaces are the borders of the masks (6-neighbourhood); their distances are found once for all three surface
-    scores. Against an empty mask the overlap scores are 0 and the distances infinite; two empty masks give NaN.
+    Those of MONAI's metrics, whose distances are found once for all three surface scores. Against an empty mask the
+    overlap scores are 0 and the distances infinite; two empty masks have Dice and IoU 1, and NaN for all else.
 
     Args:
         prediction: `(H, W, D)`, non-zero is foreground.
@@ -47,13 +48,13 @@ def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[f
     found, true = prediction.bool(), label.bool()
     both, count, true_count = (int(mask.sum()) for mask in (found & true, found, true))
     result = {
-        "dice": _ratio(2 * both, count + true_count),
-        "iou": _ratio(both, count + true_count - both),
-        "precision": _ratio(both, count) if true_count == 0 or count else 0.0,
-        "recall": _ratio(both, true_count) if count == 0 or true_count else 0.0,
+        "dice": 2 * both / (count + true_count) if count or true_count else 1.0,
+        "iou": both / (count + true_count - both) if count or true_count else 1.0,
+        "precision": _share(both, count, empty=math.nan if not true_count else 0.0),
+        "recall": _share(both, true_count, empty=math.nan if not count else 0.0),
     }
     if not count or not true_count:
-        distance = float("inf") if count or true_count else float("nan")
+        distance = math.inf if count or true_count else math.nan
         return result | dict.fromkeys(("hd", "hd95", "asd"), distance)
     _, distances, _ = get_edge_surface_distance(found, true, spacing=list(spacing), symmetric=True)
     return result | {
@@ -63,8 +64,8 @@ def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[f
     }
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+def _share(part: int, whole: int, *, empty: float) -> float:
+    return part / whole if whole else empty
 
 
 class _Table:
@@ -86,7 +87,7 @@ class _Table:
     def add(self, engine: Engine) -> None:
         """Adds the cases of one iteration."""
         for data, output in zip(engine.state.batch, engine.state.output, strict=True):
-            found = output["image"].meta.get("atrium_found", "not searched")
+            found = output["image"].meta.get("atrium_found", "no locator")
             self.rows.append({"case": data["case"], "atrium_found": found} | self.row(output))
 
     def write(self, engine: Engine) -> None:
@@ -108,6 +109,8 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 class CaseReport(_Table):
     """What an inference run found: one row per scan with the volume of the atrium in ml.
 
+    `atrium_found` is that of the locator, or `no locator` when the whole volume was segmented window by window.
+
     Args:
         path: the CSV.
     """
@@ -122,29 +125,47 @@ class CaseReport(_Table):
 class CaseScores(_Table):
     """What an evaluation found: one row per case with its `scores`, and a second CSV `<name>_summary.csv`.
 
-    The summary has mean, standard deviation, median, worst and best of each score over the cases where it is finite,
-    and their number. The means are also put into `engine.state.metrics`.
+    The columns are the scores of the left atrium, `<score>_LA`, and `dice`, the mean over this only class; an undefined
+    score is an empty field. The summary has, for each score, mean, standard deviation, median, worst and best over the
+    cases where it is finite, their number, that of the cases where it is infinite, and mean and number over the cases
+    whose reference holds an atrium. The means are also put into `engine.state.metrics`.
 
     Args:
         path: the CSV of the cases.
     """
 
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.held: list[bool] = []
+
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the scores of one case."""
         label: MetaTensor = item["label"]
-        return scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
+        self.held.append(bool(label.any()))
+        found = scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
+        named = {f"{name}_LA": "" if math.isnan(value) else value for name, value in found.items()}
+        return named | {"dice": found["dice"]}
 
     def write(self, engine: Engine) -> None:
         """Writes the rows and their summary."""
         summary = []
         for name in list(self.rows[0])[2:]:
-            values = np.array([row[name] for row in self.rows])
-            finite = values[np.isfinite(values)]
-            if finite.size:
-                low, high = float(finite.min()), float(finite.max())
-                worst, best = (high, low) if name in ("hd", "hd95", "asd") else (low, high)
-                centre = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite)}
-                summary.append({"score": name, "cases": finite.size, **centre, "worst": worst, "best": best})
-                engine.state.metrics[name] = float(finite.mean())
+            values = np.array([math.nan if row[name] == "" else row[name] for row in self.rows])
+            line = _summary(values, self.held, lower_is_better=name.startswith(("hd", "asd")))
+            summary.append({"score": name, **line})
+            engine.state.metrics[name] = line["mean"]
         _write_csv(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
         super().write(engine)
+        self.held = []
+
+
+def _summary(values: np.ndarray, held: Sequence[bool], *, lower_is_better: bool) -> dict[str, float]:
+    finite, of_held = values[np.isfinite(values)], values[np.isfinite(values) & held]
+    counts = {"cases": finite.size, "infinite": int(np.isinf(values).sum())}
+    statistics = dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
+    if finite.size:
+        worst, best = sorted((finite.min(), finite.max()), reverse=lower_is_better)
+        centre = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite)}
+        statistics = {name: float(value) for name, value in {**centre, "worst": worst, "best": best}.items()}
+    mean = float(of_held.mean()) if of_held.size else math.nan
+    return {**counts, **statistics, "cases_with_class": of_held.size, "mean_with_class": mean}

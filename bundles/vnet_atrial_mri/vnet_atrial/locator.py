@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from monai.transforms.utils import get_largest_connected_component_mask
 
-__all__ = ["find_box", "patch_size_for", "patch_start"]
+__all__ = ["find_box", "has_locator", "patch_size_for", "patch_start"]
+
+logger = logging.getLogger(__name__)
 
 MIN_VOXELS = 10  # a plane belongs to the box when the probabilities in it add up to this
+
+
+def has_locator(weights: str | Path) -> bool:
+    """Returns whether there are weights of a locator; when not, says what follows from it."""
+    found = Path(weights).is_file()
+    if not found:
+        logger.info("%s: no locator, whole volumes are segmented window by window", weights)
+    return found
 
 
 def find_box(probability: torch.Tensor, *, threshold: float | None = 0.5) -> np.ndarray | None:
@@ -45,7 +57,7 @@ def patch_start(
     patch_size: Sequence[int],
     shape: Sequence[int],
 ) -> list[int]:
-    """Places the patch: centred on the box, shifted to lie inside the image.
+    """Places the patch: centred on the box to half a voxel, shifted to lie inside the image.
 
     Args:
         box: `(3, 2)` of `find_box`, in voxels of the coarse image.
@@ -60,7 +72,7 @@ def patch_start(
     to_image = torch.linalg.inv(affine.double().cpu()) @ coarse_affine.double().cpu()
     centre = to_image @ torch.tensor([*box.mean(axis=1), 1.0], dtype=torch.float64)
     return [
-        min(max(math.floor(c - size / 2 + 1e-3), 0), full - size)
+        min(max(math.ceil(c - size / 2 - 1e-3), 0), full - size)  # its centre is half a voxel below `start + size / 2`
         for c, size, full in zip(centre.tolist(), patch_size, shape, strict=False)
     ]
 

@@ -45,8 +45,8 @@ def _on_reference_axes(function: Callable[[np.ndarray], np.ndarray], volume: tor
 class Downscale(Transform):
     """Brings a padded scan to the locator's grid: every fourth voxel along x and y, every second along z.
 
-    Before that a Gaussian smooths the 8-bit scan, truncated to integers after each axis, z first. The affine has no
-    half-voxel shift: the reference takes coarse voxel i for voxel 4i (2i), although it samples voxel 4i + 2 (2i + 1).
+    Before that a Gaussian smooths the 8-bit scan, truncated to integers after each axis, z first. The affine says which
+    voxels were taken, 4i + 2 (2i + 1 along z); the reference takes them for 4i (2i), two voxels off.
 
     Args:
         canvas: size in voxels that every scan is padded to, multiples of 64, 64 and 32.
@@ -73,6 +73,7 @@ class Downscale(Transform):
             volume = ndimage.gaussian_filter(volume.astype(np.uint8), (0.5, 1.5, 1.5), mode="mirror")
         coarse = np.ascontiguousarray(volume[1::2, 2::4, 2::4].T, dtype=np.float32)
         scale = torch.diag(torch.tensor([*STEP, 1.0], dtype=torch.float64))
+        scale[:3, 3] = torch.tensor(STEP) // 2
         return MetaTensor(torch.from_numpy(coarse)[None], affine=image.affine.double() @ scale)
 
 

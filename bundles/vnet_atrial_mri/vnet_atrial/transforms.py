@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,15 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Crop, InvertibleTransform, MapTransform
+from monai.transforms import Crop, CropForegroundd, InvertibleTransform, MapTransform
+from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_dst_type, optional_import
 from torch import nn
 
 from .cases import InputError
 from .locator import find_box, patch_start
 
-__all__ = ["LevelSetd", "LocateAtriumd", "level_set"]
+__all__ = ["CropAroundd", "LevelSetd", "LocateAtriumd", "affine_reach", "level_set"]
 
 logger = logging.getLogger(__name__)
 ndimage, _ = optional_import("scipy.ndimage")
@@ -91,6 +93,56 @@ class LocateAtriumd(MapTransform, InvertibleTransform):
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with the images padded back to their place."""
         return {**data, **{key: self.crop.inverse(data[key]) for key in self.key_iterator(dict(data))}}
+
+
+def affine_reach(
+    patch_size: Sequence[int], *, rotate: Sequence[float], scale: Sequence[float], shift: Sequence[float]
+) -> list[int]:
+    """How far from the centre `RandAffined` can look for a patch, in voxels per axis: an upper bound.
+
+    It takes a voxel at `v` from the centre to `R (S v + t)`. With the largest scale and shift, and with |cos| <= 1 and
+    |sin| <= sin of the largest angle in the three rotations of `R`, every entry has its largest absolute value.
+
+    Args:
+        patch_size: `spatial_size`, in voxels.
+        rotate: `rotate_range`, largest angle about each axis in radians, at most pi / 2.
+        scale: `scale_range`, largest difference of the factors from 1.
+        shift: `translate_range`, in voxels.
+    """
+    reach = (np.asarray(patch_size) - 1) / 2 * (1 + np.asarray(scale)) + np.asarray(shift)
+    for axis in (2, 1, 0):
+        turn = np.full((3, 3), math.sin(rotate[axis]))
+        turn[axis] = turn[:, axis] = 0
+        np.fill_diagonal(turn, 1)
+        reach = turn @ reach
+    return [math.ceil(voxels) for voxels in reach]
+
+
+class CropAroundd(MapTransform):
+    """Crops volumes to what lies within reach of the centre of a mask, which becomes the centre of the crop.
+
+    Where the scan ends on one side and goes on at the other, images are continued with their border and masks with 0.
+
+    Args:
+        keys: volumes `(C, H, W, D)`.
+        source_key: that one of them which is the mask.
+        reach: voxels on each side of the centre, per axis; what lies further away is of no use.
+    """
+
+    def __init__(self, keys: KeysCollection, *, source_key: str, reach: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.source_key = source_key
+        self.reach = list(reach)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with its volumes cropped."""
+        mask = data[self.source_key]
+        start, stop = (np.asarray(corner) for corner in generate_spatial_bounding_box(mask))
+        there = np.maximum(start, np.asarray(mask.shape[1:]) - stop)
+        margin = np.clip(np.asarray(self.reach) - (stop - start) // 2, 0, there).tolist()
+        mode = ["constant" if key == self.source_key else "edge" for key in self.keys]
+        crop = CropForegroundd(self.keys, self.source_key, margin=margin, allow_smaller=False, mode=mode)
+        return dict(crop(data))
 
 
 def level_set(mask: np.ndarray) -> np.ndarray:

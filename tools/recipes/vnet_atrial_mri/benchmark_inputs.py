@@ -115,6 +115,7 @@ def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, 
     """Returns the evaluator of `inference.yaml` with thresholding networks, on a volume in memory instead of files."""
     changes = {
         "network": copy.deepcopy(thresholding()).to(device),
+        "locate": True,
         "locator": copy.deepcopy(thresholding()).to(device),
         "patch_size": list(patch_size),
         "device": device,
