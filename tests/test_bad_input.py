@@ -183,8 +183,8 @@ def test_state_of_another_run(bundle: str, data: Path, folder: Path) -> None:
     first = next(iter(content["network"]))
     renamed = {f"other.{name}" if name == first else name: value for name, value in content["network"].items()}
     for spoil, rule in (
-        (lambda: torch.save(content | {"network": renamed}, state), "is of a run with another network"),
-        (lambda: torch.save({"trainer": content["trainer"]}, state), "is of a run with another network"),
+        (lambda: torch.save(content | {"network": renamed}, state), "does not fit this network or optimizer"),
+        (lambda: torch.save({"trainer": content["trainer"]}, state), "is of another run, which differs in"),
         (lambda: cut(str(state)), "cannot be read as a file of tensors"),
     ):
         spoil()

@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from tests.conftest import NAMES, NamedPath, each_bundle, package
-from tests.runs import arguments, cases, copy, each_stage, load, network_of, run, same
+from tests.runs import arguments, copy, each_stage, load, run, same
 from tools import REPO
 
 resume = importlib.import_module(f"{package(NAMES[0])}.resume")  # identical in every bundle
@@ -113,36 +113,6 @@ def test_killed_process(
     assert same(contents(models), contents(uninterrupted(bundle)))
 
 
-@each_bundle
-def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
-    """The same command again trains again from the beginning, and keeps the weights of the first time."""
-    copy(tiny_weights(bundle), tmp_path / "models")
-    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 1}
-    run(bundle, "train", seed=1, **given)
-    first, state = load(tmp_path / "models/model.pt"), network_of(tmp_path)
-    run(bundle, "train", seed=2, **given)
-    assert same(load(tmp_path / "models/model_previous.pt"), first)
-    assert not same(load(tmp_path / "models/model.pt"), first)
-    run(bundle, "train", seed=1, **given)
-    assert same(network_of(tmp_path), state)
-
-
-@each_bundle
-def test_state_of_a_run_on_other_cases_is_set_aside(
-    bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
-) -> None:
-    """A corrected case more, as after a retraining in MONAI Label, is another run, however many batches it makes."""
-    copy(tiny_weights(bundle), tmp_path / "models")
-    fewer: dict[str, Any] = {"train#dataset#data": cases(bundle, phantoms(bundle))["training"][:-1]}
-    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
-    run(bundle, "train", max_epochs=1, **fewer, **given)
-    first = load(tmp_path / "models/training_state.pt")
-    run(bundle, "train", max_epochs=2, **given)
-    assert same(load(tmp_path / "models/training_state_previous.pt"), first)
-    trainer = load(tmp_path / "models/training_state.pt")["trainer"]
-    assert trainer["iteration"] == 2 * trainer["epoch_length"]
-
-
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file.pt"
     resume.save_atomically({"value": 1}, path)
@@ -219,8 +189,8 @@ def test_weight_average_by_hand() -> None:
     found = []
 
     def step(_: Engine, value: float) -> None:
-        for tensor in (network.weight, network.running_mean):
-            nn.init.constant_(tensor, value)
+        nn.init.constant_(network.weight, value)
+        network.get_buffer("running_mean").fill_(value)
 
     trainer = Engine(step)
     average.attach(trainer)

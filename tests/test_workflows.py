@@ -56,7 +56,7 @@ def trained(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pyte
         target = tmp_path_factory.mktemp(f"{bundle}_trained")
         copy(tiny_weights(bundle), target / "models")
         for stage in stages(bundle, "training"):
-            run(bundle, stage, data=phantoms(bundle), folder=target, max_epochs=1)
+            run(bundle, stage, data=phantoms(bundle), folder=target, max_epochs=1, restart=True)
         return target
 
     return folder
