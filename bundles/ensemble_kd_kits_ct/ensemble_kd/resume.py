@@ -207,13 +207,7 @@ class TrainingState:
     """
 
     def __init__(
-        self,
-        path: str,
-        objects: Mapping[str, Any],
-        *,
-        dataset: Any,
-        seed: int,
-        identity: RunIdentity | None = None,
+        self, path: str, objects: Mapping[str, Any], *, dataset: Any, seed: int, identity: RunIdentity | None = None
     ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
