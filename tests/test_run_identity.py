@@ -234,6 +234,17 @@ def test_overlays_have_places_of_their_own(bundle: str) -> None:
         assert len(set(found)) == len(found)
 
 
+@each_bundle
+def test_every_training_is_checked_before_long_work(bundle: str) -> None:
+    found = 0
+    for path in (REPO / "bundles" / bundle / "configs").glob("*.yaml"):
+        for steps in ConfigParser.load_config_file(path).values():
+            if isinstance(steps, list) and "$@train::trainer.run()" in steps:
+                found += 1
+                assert steps.index("$@identity.check()") < steps.index("@check_cases")
+    assert found == 2
+
+
 @pytest.mark.parametrize(("bundle", "stage"), [*((name, "train") for name in NAMES), (HADNET, "pretrain_student")])
 def test_command_again(
     bundle: str,

@@ -233,6 +233,7 @@ class TrainingState:
         if self.identity is not None and self.identity.fingerprint is not None:
             self.restore(engine)
             return
+        logger.warning("No training state is read or kept: this run has no step that checks its identity")
         changing = {name: item for name, item in self.objects.items() if isinstance(item, Optimizer | LRScheduler)}
         self.first = self.first or deepcopy({name: item.state_dict() for name, item in changing.items()})
         for name, item in changing.items():
@@ -255,9 +256,9 @@ class TrainingState:
             return
         if self.identity is not None and self.identity.anew:
             kept = self.path.with_name(f"{self.path.stem}_previous.pt")
-            logger.warning("A new run starts; the state of the one before is kept as %s", kept)
             if idist.get_rank() == 0:
                 self.path.replace(kept)
+                logger.warning("A new run starts; the state of the one before is kept as %s", kept)
             return
         max_epochs = engine.state.max_epochs
         try:
