@@ -1,4 +1,4 @@
-"""A run is the same run only if it is: random streams, cases and settings, finished runs, federated rounds."""
+"""A run is the same run only if it is: cases and settings of a state, finished runs, federated rounds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from monai.data import DistributedSampler
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.utils import set_determinism
@@ -28,7 +25,6 @@ from tools import REPO
 VNET, COOP, ENSEMBLE, HADNET = (next(name for name in NAMES if word in name) for word in ("vnet", "coop", "ens", "had"))
 identity = importlib.import_module(f"{package(VNET)}.identity")  # identical in every bundle
 resume = importlib.import_module(f"{package(VNET)}.resume")
-SEEDS = (0, 1, 2, 50_000, 2**32 - 1)
 
 
 @pytest.fixture(autouse=True)
@@ -58,63 +54,6 @@ def refusal(bundle: str, stage: str, **given: Any) -> str:
 def epochs_of(models: Path, name: str = "training_state.pt") -> int:
     trainer = load(models / name)["trainer"]
     return int(trainer["iteration"] // trainer["epoch_length"])
-
-
-def test_streams_differ() -> None:
-    """No two seeds of neighbouring seeds, processes and epochs are equal: no stream is another's, shifted."""
-    found = [
-        resume.epoch_seeds(seed, process=process, epoch=epoch)
-        for seed in SEEDS
-        for process in range(3)
-        for epoch in range(1, 20)
-    ]
-    numbers = [number for seeds in found for number in seeds]
-    assert len(set(numbers)) == len(numbers)
-    assert all(0 <= number < 2**32 for number in numbers)
-
-
-@each_bundle
-def test_any_seed_draws_its_own_batches(bundle: str, phantoms: NamedPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of every bundle's data set depend on seed, epoch and process, and on nothing before them."""
-    parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, "train")))
-    parser.update({**small(bundle, "train"), "dataset_dir": str(phantoms(bundle)), "device": "cpu"})
-    last = next(handler for handler in parser["train::handlers"] if "TrainingState" in str(handler))
-    loader = parser.get_parsed_content("train::dataloader")
-    module = importlib.import_module(f"{package(bundle)}.resume")
-    dataset = parser.get_parsed_content(last["dataset"].removeprefix("@"))
-    parser.update({"seed": 50_000})
-    assert parser.get_parsed_content(f"train::handlers::{len(parser['train::handlers']) - 1}::seed") == 50_000
-    engine = SimpleNamespace(state=SimpleNamespace(epoch=0), data_loader=loader)
-
-    def first(seed: int, epoch: int, rank: int = 0) -> torch.Tensor:
-        monkeypatch.setattr(module.idist, "get_rank", lambda: rank)
-        engine.state.epoch = epoch
-        module.TrainingState("none.pt", {}, dataset=dataset, seed=seed).seed_epoch(engine)
-        batch = next(iter(loader))
-        return torch.cat([torch.from_numpy(np.array(batch["image"])).flatten(), torch.rand(2)])
-
-    drawn = [first(seed, 1) for seed in SEEDS] + [first(0, 2), first(0, 3), first(0, 1, rank=1)]
-    assert len({tuple(one[-2:].tolist()) for one in drawn}) == len(drawn)
-    images = [hash(one[:-2].numpy().tobytes()) for one in drawn]
-    assert len(set(images)) > 1  # there may be no more than a few cases in a few orders
-    assert len(set(images)) == len(images) or bundle == HADNET  # whose last stage does not augment
-    assert torch.equal(first(0, 1), drawn[0]) is True
-
-
-def test_several_processes_share_an_order_that_is_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one process takes of an epoch the other does not, and another seed or epoch deals otherwise."""
-    data = list(range(64))
-
-    def order(seed: int, epoch: int, rank: int) -> list[int]:
-        sampler = DistributedSampler(data, num_replicas=2, rank=rank, shuffle=True)
-        engine = SimpleNamespace(state=SimpleNamespace(epoch=epoch), data_loader=SimpleNamespace(sampler=sampler))
-        monkeypatch.setattr(resume.idist, "get_rank", lambda: rank)
-        resume.TrainingState("none.pt", {}, dataset=data, seed=seed).seed_epoch(engine)
-        return list(sampler)
-
-    found = {(seed, epoch): [order(seed, epoch, rank) for rank in (0, 1)] for seed in (0, 1) for epoch in (1, 2)}
-    assert all(sorted(one + other) == data for one, other in found.values())
-    assert len({tuple(map(tuple, orders)) for orders in found.values()}) == len(found)
 
 
 @pytest.fixture(scope="module")
