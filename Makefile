@@ -10,7 +10,7 @@ setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
 test: check
-	$(PYTEST) -m "not nightly and not label" $(ARGS)
+	$(PYTEST) -m "not nightly and not label$(if $(GATE),, and not gate)" $(ARGS)
 test-nightly: check test-label
 	$(PYTEST) -m "not label" $(ARGS)
 check: .venv/test.done

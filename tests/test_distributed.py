@@ -103,6 +103,7 @@ def check_files(written: list[str], folder: Path) -> None:
     assert trainer["iteration"] == EPOCHS * trainer["epoch_length"]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("variants", [False, pytest.param(True, marks=pytest.mark.nightly)])
 @each_bundle
 def test_two_processes_train_as_one(bundle: str, variants: bool, tiny_weights: NamedPath, tmp_path: Path) -> None:
@@ -145,6 +146,7 @@ def left_behind(word: str) -> list[str]:
     return [line for line in lines if word in line]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     ("death", "message"),
     [
@@ -173,6 +175,7 @@ def test_one_process_dies(bundle: str, death: str, message: str, tiny_weights: N
     assert load(models / "training_state.pt")["trainer"]["iteration"] == 2 * trainer["epoch_length"]
 
 
+@pytest.mark.gate
 def test_bad_input_is_reported_once(tmp_path: Path) -> None:
     """All processes find the error; one says so, and none starts."""
     data = scans(BUNDLE, tmp_path)

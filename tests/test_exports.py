@@ -104,6 +104,7 @@ def test_onnx_without_options(bundle: str, tiny_weights: NamedPath, tmp_path: Pa
     assert session.get_inputs()[0].shape == list(x.shape)
 
 
+@pytest.mark.gate
 @each_of_two
 def test_commands_as_typed(bundle: str, weights: NamedPath, tmp_path: Path) -> None:
     """From inside a bundle that lies anywhere, in a process of its own."""

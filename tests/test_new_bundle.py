@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import NAMES, package
 from tools import REPO
 
@@ -28,6 +30,7 @@ def add_copy(bundle: str, root: Path) -> None:
     (root / "bundles" / NEW / package(bundle)).rename(root / "bundles" / NEW / PACKAGE)
 
 
+@pytest.mark.gate
 def test_new_bundle_gets_the_tests_of_its_like(tmp_path: Path) -> None:
     """Contract, workflow, export and label tests are collected for six bundles; the sixth has as many as its model."""
     ignored = shutil.ignore_patterns("models", "eval", "__pycache__")

@@ -109,6 +109,7 @@ def test_from_github(
             assert_loads(bundle, tmp_path / "home", weights(bundle), monkeypatch)
 
 
+@pytest.mark.gate
 def test_from_the_hub(
     dist: Path, weights: NamedPath, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from tests.conftest import NAMES, NamedPath, each_bundle, each_of_two, package
-from tests.runs import arguments, cases, copy, each_stage, load, network_of, run, same
+from tests.conftest import NAMES, NamedPath, each_of_two, package
+from tests.runs import arguments, copy, each_stage, load, network_of, run, same
 from tests.trajectories import SETTINGS, Trajectory
 from tools import REPO
 
@@ -88,6 +88,7 @@ def test_validation_draws_no_random_numbers(
     assert same(network_of(tmp_path), network_of(trajectory(bundle, "train")))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("moment", ["step", pytest.param("state", marks=pytest.mark.nightly), "weights"])
 @each_of_two
 def test_killed_process(
@@ -112,36 +113,6 @@ def test_killed_process(
         assert trainer["iteration"] == trainer["epoch_length"]
     run(bundle, "train", **given)
     assert same(contents(models), contents(trajectory(bundle, "train") / "models"))
-
-
-@each_bundle
-def test_finished_run_starts_anew(bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
-    """The same command again trains again from the beginning, and keeps the weights of the first time."""
-    copy(tiny_weights(bundle), tmp_path / "models")
-    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 1}
-    run(bundle, "train", seed=1, **given)
-    first, state = load(tmp_path / "models/model.pt"), network_of(tmp_path)
-    run(bundle, "train", seed=2, **given)
-    assert same(load(tmp_path / "models/model_previous.pt"), first)
-    assert not same(load(tmp_path / "models/model.pt"), first)
-    run(bundle, "train", seed=1, **given)
-    assert same(network_of(tmp_path), state)
-
-
-@each_bundle
-def test_state_of_a_run_on_other_cases_is_set_aside(
-    bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
-) -> None:
-    """A corrected case more, as after a retraining in MONAI Label, is another run, however many batches it makes."""
-    copy(tiny_weights(bundle), tmp_path / "models")
-    fewer: dict[str, Any] = {"train#dataset#data": cases(bundle, phantoms(bundle))["training"][:-1]}
-    given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
-    run(bundle, "train", max_epochs=1, **fewer, **given)
-    first = load(tmp_path / "models/training_state.pt")
-    run(bundle, "train", max_epochs=2, **given)
-    assert same(load(tmp_path / "models/training_state_previous.pt"), first)
-    trainer = load(tmp_path / "models/training_state.pt")["trainer"]
-    assert trainer["iteration"] == 2 * trainer["epoch_length"]
 
 
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +191,8 @@ def test_weight_average_by_hand() -> None:
     found = []
 
     def step(_: Engine, value: float) -> None:
-        for tensor in (network.weight.data, network.state_dict()["running_mean"]):
-            tensor.fill_(value)
+        nn.init.constant_(network.weight, value)
+        network.get_buffer("running_mean").fill_(value)
 
     trainer = Engine(step)
     average.attach(trainer)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,16 @@ def _share(batch: Any, share: int) -> Any:
 class Joined(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Batches of all processes, each drawn by its own seed, as batches of one."""
 
-    def __init__(self, patches: Any) -> None:
+    def __init__(self, patches: Any, seed: int) -> None:
+        self.seed = seed
+        self.seeds = importlib.import_module(f"{type(patches).__module__.split('.')[0]}.resume").epoch_seeds
         self.data = patches.data
         self.parts = [copy(patches) for _ in range(SHARES)]
 
     def set_random_state(self, seed: int) -> None:
+        epoch = next(epoch for epoch in count() if self.seeds(self.seed, process=0, epoch=epoch)[-1] == seed)
         for rank, part in enumerate(self.parts):
-            part.set_random_state(seed + 10_000 * rank)
+            part.set_random_state(self.seeds(self.seed, process=rank, epoch=epoch)[-1])
 
     def __len__(self) -> int:
         return len(self.parts[0])

@@ -73,7 +73,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     scenario = recipe["phantoms" if data is None else "data"]
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
     plan = stages(recipe, folder, places=places, scenario=scenario, overrides=chosen)
-    run(plan, Path(output, "finished.json"), version=fingerprint(folder))
+    run(plan, Path(output, "finished.json"), version=fingerprint(folder), states=Path(output))
 
     metrics = collect(recipe, places)
     compared = recipe.get("table")
@@ -144,13 +144,14 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
+def run(plan: Sequence[Stage], progress: Path, *, version: str, states: Path | None = None) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
     Args:
         plan: what to run.
         progress: JSON file of the finished commands, kept until all are; a plan that begins with them skips them.
         version: what the commands run; after a change of it nothing is skipped.
+        states: folder whose training states are removed when nothing is gone on with: a bundle resumes no other run's.
 
     Raises:
         SystemExit: a command failed or was interrupted.
@@ -158,7 +159,11 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     commands = [stage.shown() for stage in plan]
     earlier: dict[str, Any] = json.loads(progress.read_text()) if progress.is_file() else {}
     done = earlier.get("finished", [])
-    skip = len(done) if earlier.get("version") == version and commands[: len(done)] == done else 0
+    goes_on = earlier.get("version") == version and commands[: len(done)] == done
+    skip = len(done) if goes_on else 0
+    for state in states.rglob("*training_state.pt") if states and not goes_on else ():
+        state.unlink()
+    _note(progress, version, commands[:skip])
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
         logger.info("\n[%d/%d] %s\n%s\n", number, len(plan), stage.title, shown)
@@ -174,9 +179,13 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
             end = f"failed with exit code {error.returncode}" if hasattr(error, "returncode") else "was interrupted"
             raise SystemExit(f"\nStage {number} of {len(plan)} ({stage.title}) {end}:\n{shown}") from None
         logger.info("%s: %s", stage.title, _duration(time.monotonic() - start))
-        with replacing(progress) as partial:
-            partial.write_text(json.dumps({"version": version, "finished": commands[:number]}, indent=2) + "\n")
+        _note(progress, version, commands[: max(number, skip)])
     progress.unlink(missing_ok=True)
+
+
+def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
+    with replacing(progress) as partial:
+        partial.write_text(json.dumps({"version": version, "finished": finished}, indent=2) + "\n")
 
 
 def collect(recipe: Recipe, places: Places) -> list[dict[str, str]]:

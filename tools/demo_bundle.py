@@ -51,6 +51,7 @@ def write_bundle(
             parser = ConfigParser()
             parser.read_config([str(folder / "configs" / name) for name in (f"{stem}.yaml", *overlays)])
             parser.update({key: value for key, value in chosen.items() if re.split("#|::", key)[0] in parser.config})
+            parser.update({"ckpt_dir": "$@bundle_root + '/models'"})  # overlays have folders of their own
             config = {key: value for key, value in parser.config.items() if key != "_meta_"}
             ConfigParser.export_config_file(config, str(copy / f"configs/{stem}.yaml"), fmt="yaml", sort_keys=False)
         metadata = copy / "configs/metadata.json"

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import math
 import random
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -17,25 +20,20 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import Checkpoint, EMAHandler
 from monai.data.utils import set_rnd
+from monai.utils import MAX_SEED
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from .cases import InputError
 
-__all__ = ["BestModel", "TrainingState", "WeightAverage", "load_weights", "save_atomically"]
+if TYPE_CHECKING:
+    from .identity import RunIdentity
+
+__all__ = ["BestModel", "TrainingState", "WeightAverage", "epoch_seeds", "load_weights", "read_tensors"]
+__all__ += ["save_atomically"]
 
 logger = logging.getLogger(__name__)
-
-
-class Stateful(Protocol):
-    """Anything that can hand out its state and take it back."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Restores the state."""
-        ...
 
 
 def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
@@ -47,15 +45,26 @@ def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
     partial.replace(path)
 
 
-def _copy_atomically(source: Path, target: Path) -> None:
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
+def _keep(path: Path) -> None:
+    """Copies a file to the first `<name>[_<number>]_previous.pt` that is free, unless one before it is the same."""
+    for number in count(1):
+        kept = path.with_name(f"{path.stem}{f'_{number}' if number > 1 else ''}_previous.pt")
+        if not kept.exists():
+            partial = kept.with_name(kept.name + ".partial")
+            shutil.copyfile(path, partial)
+            partial.replace(kept)
+        if filecmp.cmp(path, kept, shallow=False):
+            return
 
 
-def _read(path: Path) -> Any:
+def read_tensors(path: Path, *, mmap: bool = False) -> Any:
+    """Returns the content of a file of tensors, on the CPU; with `mmap` a tensor is read once it is used.
+
+    Raises:
+        InputError: when the file is damaged or of another kind.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         rule = f"cannot be read as a file of tensors: damaged or of another kind ({type(error).__name__})"
         raise InputError([("", str(path), rule)]) from error
@@ -70,7 +79,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     """
     if not Path(path).is_file():
         raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
-    found = _read(Path(path))
+    found = read_tensors(Path(path))
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError([("", str(path), "is no flat state dict of tensors")])
     expected = network.state_dict()
@@ -88,10 +97,15 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
+def epoch_seeds(seed: int, *, process: int, epoch: int) -> list[int]:
+    """Returns four 32-bit seeds of streams that no other seed, process or epoch has."""
+    return [int(word) for word in np.random.SeedSequence((seed, process, epoch)).generate_state(4)]
+
+
 class BestModel:
     """Handler for a validator: keeps the weights of the best validation as a flat state dict.
 
-    Weights of an earlier run that lie at `path` are kept beside it as `<name>_previous.pt`.
+    Weights that lie at `path` before are kept beside it as `<name>_previous.pt`, `<name>_2_previous.pt` and so on.
 
     Args:
         network: network whose weights are saved.
@@ -122,7 +136,7 @@ class BestModel:
         if not (value >= self.best if self.or_equal else value > self.best):
             return
         if self.best == -math.inf and self.path.is_file() and idist.get_rank() == 0:
-            _copy_atomically(self.path, self.path.with_name(f"{self.path.stem}_previous.pt"))
+            _keep(self.path)
         self.best = value
         if idist.get_rank() == 0:
             save_atomically(self.network.state_dict(), self.path)
@@ -153,12 +167,17 @@ class WeightAverage(EMAHandler):
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.warm_up)
         super().attach(engine)
 
+    def start(self, engine: Engine) -> None:
+        """Notes where this run of the engine starts: at 0, or where the last round of federated learning ended."""
+        self.earlier = engine.state.iteration
+
     def warm_up(self, engine: Engine) -> None:
         """Sets the momentum of this step, a function of its number: a resumed run goes on likewise."""
-        engine.state.ema_momentum = max(self.momentum, 10 / (9 + engine.state.iteration))
+        engine.state.ema_momentum = max(self.momentum, 10 / (9 + engine.state.iteration - self.earlier))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the averaged weights."""
@@ -174,21 +193,28 @@ class TrainingState:
 
     Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its
     state. Randomness is a function of `seed`, the epoch and the process: a resumed run draws what the uninterrupted one
-    would have drawn. A state file whose run is finished (as many epochs as asked for, or more) is left alone and a new
-    run starts; that of a run on another number of cases is set aside as `<name>_previous.pt`.
+    would have drawn. The state of an earlier run, when a new one starts, is set aside as `<name>_previous.pt`.
+
+    A trainer that runs without its identity being checked starts from the weights that the network has, with optimizers
+    and schedules as they were at first, and keeps no state: so do the rounds of federated learning.
 
     Args:
         path: the state file.
         objects: what to save beside the trainer itself (its epoch, and its gradient scaler under AMP).
         dataset: training data set, whose random transforms are seeded anew at every epoch.
-        seed: base seed.
+        seed: base seed; as MONAI's, it counts modulo 2^32.
+        identity: which run this is.
     """
 
-    def __init__(self, path: str, objects: Mapping[str, Stateful], *, dataset: Any, seed: int) -> None:
+    def __init__(
+        self, path: str, objects: Mapping[str, Any], *, dataset: Any, seed: int, identity: RunIdentity | None = None
+    ) -> None:
         self.path = Path(path)
         self.objects = dict(objects)
         self.dataset = dataset
-        self.seed = seed
+        self.seed = seed % MAX_SEED
+        self.identity = identity
+        self.first: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the trainer.
@@ -198,53 +224,50 @@ class TrainingState:
         """
         if not engine.state.epoch_length:
             raise InputError([("", "batch_size", "there are fewer training cases than one batch takes")])
-        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
 
-    @property
-    def cases(self) -> int:
-        """How many cases there are to train on."""
-        return len(getattr(self.dataset, "data", self.dataset))
+    def start(self, engine: Engine) -> None:
+        """Resumes a run that has an identity; gives one that has none its first optimizers and schedules."""
+        if self.identity is not None and self.identity.fingerprint is not None:
+            self.restore(engine)
+            return
+        logger.warning("No training state is read or kept: this run has no step that checks its identity")
+        changing = {name: item for name, item in self.objects.items() if isinstance(item, Optimizer | LRScheduler)}
+        self.first = self.first or deepcopy({name: item.state_dict() for name, item in changing.items()})
+        for name, item in changing.items():
+            item.load_state_dict(deepcopy(self.first[name]))
 
-    def _all_objects(self, engine: Engine) -> dict[str, Stateful]:
+    def _all_objects(self, engine: Engine) -> dict[str, Any]:
         scaler = getattr(engine, "scaler", None)
         return self.objects | {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
 
     def restore(self, engine: Engine) -> None:
-        """Loads the state file if there is one of an unfinished run on as many cases.
+        """Loads the state file if there is one, or sets it aside where the run starts anew.
 
         Raises:
-            InputError: when the file is damaged, that run trained another network or in another way, or one of several
-                processes sees another file than the first.
+            InputError: when the file is damaged or does not fit, or one of several processes sees another file than the
+                first.
         """
-        state = _read(self.path) if self.path.is_file() else None
+        state = read_tensors(self.path) if self.path.is_file() else None
         self._check_agreement(state)
         if state is None:
             return
-        epoch = state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
-        max_epochs = engine.state.max_epochs
-        if epoch >= max_epochs:
-            logger.info("%s: that run is finished after %d epochs, a new one starts", self.path, epoch)
-            return
-        lengths = (state["trainer"]["epoch_length"], state.get("cases", self.cases))
-        if lengths != (engine.state.epoch_length, self.cases):
+        if self.identity is not None and self.identity.anew:
             kept = self.path.with_name(f"{self.path.stem}_previous.pt")
-            logger.warning(
-                "%s is of a run on another number of cases or batches: a new run starts, it is kept as %s",
-                self.path,
-                kept,
-            )
             if idist.get_rank() == 0:
                 self.path.replace(kept)
+                logger.warning("A new run starts; the state of the one before is kept as %s", kept)
             return
+        max_epochs = engine.state.max_epochs
         try:
             Checkpoint.load_objects(to_load=self._all_objects(engine), checkpoint=state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            rule = "is of a run with another network or other settings: remove it, or choose another folder"
+            rule = "does not fit this network or optimizer: remove it, or choose another ckpt_dir"
             raise InputError([("", str(self.path), rule)]) from error
         engine.state.max_epochs = max_epochs
-        logger.info("Resumed from %s after epoch %d", self.path, epoch)
+        logger.info("Resumed from %s after epoch %d", self.path, engine.state.epoch)
 
     def _check_agreement(self, state: Mapping[str, Any] | None) -> None:
         """Also lets no process touch the file before all have read it."""
@@ -255,19 +278,20 @@ class TrainingState:
 
     def seed_epoch(self, engine: Engine) -> None:
         """Seeds everything random in this epoch."""
-        seed = self.seed + engine.state.epoch + 10_000 * idist.get_rank()
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        set_rnd(self.dataset, seed)
+        epoch = engine.state.epoch
+        for_python, for_numpy, for_torch, for_data = epoch_seeds(self.seed, process=idist.get_rank(), epoch=epoch)
+        random.seed(for_python)
+        np.random.seed(for_numpy)  # noqa: NPY002
+        torch.manual_seed(for_torch)
+        set_rnd(self.dataset, for_data)
         sampler = engine.data_loader.sampler
-        if hasattr(sampler, "set_epoch"):  # a distributed sampler shuffles by epoch
-            sampler.set_epoch(engine.state.epoch)
+        if hasattr(sampler, "set_epoch"):  # a distributed sampler shuffles by this number, which all processes share
+            sampler.set_epoch(epoch_seeds(self.seed, process=0, epoch=epoch)[-1])
 
     def save(self, engine: Engine) -> None:
         """Saves the state of all objects, from the first process only."""
-        if idist.get_rank() == 0:
-            state: dict[str, Any] = {"cases": self.cases}
+        if self.identity is not None and self.identity.fingerprint is not None and idist.get_rank() == 0:
+            state: dict[str, Any] = {"run": self.identity.fingerprint}
             for name, item in self._all_objects(engine).items():
                 state[name] = getattr(item, "module", item).state_dict()  # that of a network without its DDP
             save_atomically(state, self.path)

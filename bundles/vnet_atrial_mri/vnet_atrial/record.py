@@ -22,7 +22,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.handlers import MLFlowHandler
 
-__all__ = ["record_run"]
+__all__ = ["record_run", "running_workflow"]
 
 PACKAGES = ("monai", "torch", "numpy", "pytorch-ignite")
 PATHS = ("dataset_dir", "state_file", "weights")
@@ -50,7 +50,7 @@ def record_run(
         engine.add_event_handler(Events.EPOCH_STARTED, _note_learning_rate)
     if idist.get_rank() > 0:
         return
-    workflow = _running_workflow()
+    workflow = running_workflow()
     config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
     meta = config.pop("_meta_", {})
     started = datetime.now(timezone.utc)
@@ -85,8 +85,8 @@ def record_run(
             _complete_tracking(handler, engine, artifact=path, settings=_settings(config))
 
 
-def _running_workflow() -> ConfigWorkflow | None:
-    """The workflow whose step this is: MONAI hands it to no expression, so it is looked for among the callers."""
+def running_workflow() -> ConfigWorkflow | None:
+    """Returns the workflow whose step this is: looked for among the callers, as MONAI hands it to no expression."""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")

@@ -74,8 +74,9 @@ def study(
         steps.append(_foreign(sunnybrook, root))
     for seed in seeds:
         for method, own in METHODS.items():
-            steps.append(_training(root, method, overlays=[*own, *overlays], data=data, seed=seed, settings=settings))
-            steps += _tests(root, method, overlays=overlays, data=data, seed=seed, foreign=sunnybrook is not None)
+            stems = [*own, *overlays]
+            steps.append(_training(root, method, overlays=stems, data=data, seed=seed, settings=settings))
+            steps += _tests(root, method, overlays=stems, data=data, seed=seed, foreign=sunnybrook is not None)
     for number, step in enumerate(steps, 1):
         _run(step, f"[{number}/{len(steps)}]")
     places = {data: "ACDC", output: "OUTPUT"} | ({} if sunnybrook is None else {sunnybrook: "SUNNYBROOK"})

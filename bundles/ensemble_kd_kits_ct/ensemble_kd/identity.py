@@ -1,0 +1,196 @@
+# Identical in every bundle; python -m tools check compares the copies.
+"""Which run a training state is of, by settings and cases: another one is refused, a finished one is left alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from monai.bundle import ConfigWorkflow
+
+from .cases import Case, InputError, case_name
+from .record import running_workflow
+from .resume import read_tensors
+
+__all__ = ["RunIdentity", "differences", "files_of", "settings_of"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("training", "validation")
+# What no training differs by. Everything else does; of files that count, such as cases, the content says it.
+PLACES = {
+    "bundle_root",
+    "ckpt_dir",
+    "output_dir",
+    "dataset_dir",
+    "split_file",
+    "datalist",
+    "pseudo_labels",
+    "soft_labels",
+}
+PLACES |= {"weights", "state_file", "teacher_weights", "student_weights", "locator_weights", "intensity_file"}
+MACHINE = {"device", "amp", "num_workers", "workers", "pin_memory", "cache_rate", "main_process", "timeout"}
+LOGS = {
+    "run_name",
+    "experiment_name",
+    "tracking_uri",
+    "is_not_rank0",
+    "save_execute_config",
+    "val_interval",
+    "interval",
+}
+STEPS = {"_meta_", "imports", "initialize", "finalize", "run", "training", "identity", "restart", "max_epochs"}
+CASES = {"cases", "labelled", "check_cases", "train::dataset::data", "validate::dataset::data"}
+IGNORED = PLACES | MACHINE | LOGS | STEPS | CASES
+HANDLERS = {"CheckpointLoader", "MLFlowHandler", "ProgressBar", "StatsHandler", "TensorBoardStatsHandler"}
+HANDLERS |= {"TrainingState", "ValidationHandler"}
+SHOWN = 8
+LONGEST = 80
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the settings that shape a training: each id of a config that is not ignored, and its value as JSON.
+
+    Ignored are places of files, the machine (device, mixed precision, processes that load), logging and its intervals,
+    the number of epochs, steps and checks, and the handlers that only log, load or save. The number of processes that
+    train, between which batches are shared out, is among the settings.
+    """
+    return {**dict(_leaves(config, "")), "processes": str(idist.get_world_size())}
+
+
+def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        parts = enumerate(item for item in value if not _only_logs(item))
+    elif place:
+        yield place, json.dumps(value, default=lambda item: type(item).__name__)
+    for name, item in parts:
+        inner = f"{place}::{name}" if place else str(name)
+        if not {str(name), inner} & IGNORED:
+            yield from _leaves(item, inner)
+
+
+def _only_logs(handler: Any) -> bool:
+    return isinstance(handler, Mapping) and str(handler.get("_target_")).rpartition(".")[2] in HANDLERS
+
+
+def files_of(splits: Sequence[Sequence[Case]]) -> dict[str, dict[str, list[str]]]:
+    """Returns for training and validation the names of the cases, and of each the names and sizes of its files."""
+    return {
+        split: {case_name(case): _files(case) for case in cases} for split, cases in zip(SPLITS, splits, strict=True)
+    }
+
+
+def _files(case: Case) -> list[str]:
+    found = []
+    for key, value in case.items():
+        path = Path(value) if key != "case" and isinstance(value, str | Path) else None
+        if path is not None and path.is_file():
+            found.append(f"{path.name} of {path.stat().st_size} bytes")
+    return found
+
+
+def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
+    """Returns in what two runs differ, a line for each setting and each kind of change in the cases.
+
+    Args:
+        old: fingerprint with `settings` and `cases`; `None` where a state has none.
+        new: the other one.
+    """
+    if old is None:
+        return ["it does not say which run left it, as those of earlier versions do not"]
+    before, now = old["settings"], new["settings"]
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    lines = [f"{name}: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names]
+    for split in SPLITS:
+        was, is_now = old["cases"][split], new["cases"][split]
+        changed = [name for name in was.keys() & is_now.keys() if was[name] != is_now[name]]
+        kinds = {
+            "removed": was.keys() - is_now.keys(),
+            "added": is_now.keys() - was.keys(),
+            "with other files": changed,
+        }
+        lines += [f"{split} cases {kind}: {_listed(sorted(cases))}" for kind, cases in kinds.items() if cases]
+    return lines
+
+
+def _short(value: str | None) -> str:
+    text = "not set" if value is None else value
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def _listed(names: Sequence[str], separator: str = ", ") -> str:
+    more = len(names) - SHOWN
+    return separator.join([*names[:SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+class RunIdentity:
+    """Tells whether the state in a file is of this run, before anything else is done.
+
+    `check` is a step of a training's list. Who runs the trainer without that list, as MONAI's `MonaiAlgo` does in each
+    round of federated learning, has no identity, and the trainer neither reads nor leaves a state.
+
+    Args:
+        state_file: where `TrainingState` keeps the state.
+        splits: cases to train on, and to validate on.
+        max_epochs: how many epochs are asked for.
+        restart: whether to start anew, whatever lies there.
+    """
+
+    def __init__(
+        self, state_file: str, splits: Sequence[Sequence[Case]], *, max_epochs: int, restart: bool | str = False
+    ) -> None:
+        self.path = Path(state_file)
+        self.splits = splits
+        self.max_epochs = max_epochs
+        self.restart = str(restart).lower() == "true"  # on the command line "true" is a text
+        self.fingerprint: dict[str, Any] | None = None
+        self.anew = True
+
+    def check(self) -> None:
+        """Decides whether to start anew, to go on, or, where the run is finished, to do none of the steps that follow.
+
+        Where the cases are given as a list in the place of an expression, as by MONAI Label, which trains in the same
+        folder again and again, another run and a finished one start anew.
+
+        Raises:
+            InputError: when the file is damaged, or of another run; the message says in what it differs.
+        """
+        workflow = running_workflow()
+        config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
+        self.fingerprint = {"settings": settings_of(config), "cases": files_of(self.splits)}
+        if self.restart or not self.path.is_file():
+            return
+        state = read_tensors(self.path, mmap=True)
+        found = differences(state.get("run"), self.fingerprint)
+        epoch = 0 if found else state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
+        finished = epoch >= self.max_epochs
+        self.anew = (bool(found) or finished) and workflow is not None and _gives_cases(workflow)
+        if found and not self.anew:
+            rule = "is of another run, which differs in\n    " + _listed(found, "\n    ")
+            how = "give this run another ckpt_dir, or start anew with --restart true: weights are kept as *_previous.pt"
+            raise InputError([("", str(self.path), f"{rule}\n  {how}")])
+        if finished and not self.anew:
+            how = "a larger max_epochs goes on with it, --restart true starts anew"
+            logger.info("%s: this run is finished after %d epochs, nothing is done; %s", self.path, epoch, how)
+            _skip_what_follows(workflow)
+
+
+def _gives_cases(workflow: ConfigWorkflow) -> bool:
+    return isinstance(workflow.parser.get("train::dataset::data"), list)
+
+
+def _skip_what_follows(workflow: ConfigWorkflow | None) -> None:
+    """MONAI runs a list of steps to its end: each gets the result that it would have, none."""
+    if workflow is not None:
+        for index in range(len(workflow.parser[workflow.run_id])):
+            workflow.parser.ref_resolver.resolved_content[f"{workflow.run_id}::{index}"] = None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
