@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from tests.conftest import NAMES, NamedPath, each_of_two, package
+from tests.conftest import NAMES, NamedPath, each_bundle, each_of_two, package
 from tests.runs import arguments, copy, each_stage, load, network_of, run, same
 from tests.trajectories import SETTINGS, Trajectory
 from tools import REPO

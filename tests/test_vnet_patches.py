@@ -16,7 +16,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import Compose, RandAffined
 from torch import nn
 
-from tests.test_vnet_golden import config
+from tests.vnet_reference import config
 from tools.phantoms import write_volume
 from vnet_atrial import reference
 from vnet_atrial.handlers import CaseScores, scores
