@@ -21,7 +21,7 @@ from tools.benchmark.parity import compare, snapshot
 CPU = torch.device("cpu")
 SIZES = {
     "cooperative_training_acdc_mri": (2, 1, 48, 32),
-    "ensemble_kd_kits_ct": (2, 1, 48, 40),
+    "ensemble_kd_kits_ct": (1, 1, 16, 24, 32),
     "hadnet_brats_mri": (1, 3, 32, 16, 16),
     "lachinov_distillation_brats_mri": (1, 4, 32, 16, 16),
     "vnet_atrial_mri": (1, 1, 32, 16, 16),

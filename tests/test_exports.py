@@ -46,8 +46,8 @@ def inputs(bundle: str, net_id: str) -> list[torch.Tensor]:
     image = metadata["network_data_format"]["inputs"]["image"]
     dims, channels = len(image["spatial_shape"]), image["num_channels"]
     first, other = (48, 32, 16), (32, 64, 48)
-    if bundle == "ensemble_kd_kits_ct":  # no padding: any size that the receptive field fits in
-        first, other = ((140, 150, 0), (131, 170, 0)) if net_id == "locator_def" else ((48, 60, 0), (35, 71, 0))
+    if net_id == "locator_def":  # no padding: any size that the receptive field fits in
+        dims, first, other = 2, (140, 150, 0), (131, 170, 0)
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, channels, *first[:dims]), (2, channels, *first[:dims]), (2, channels, *other[:dims]))
     return [torch.rand(shape, generator=generator) for shape in shapes]

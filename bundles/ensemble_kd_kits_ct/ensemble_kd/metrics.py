@@ -107,9 +107,7 @@ def published_scores(
     return result
 
 
-def _masks(
-    prediction: torch.Tensor, label: torch.Tensor, structures: Structures
-) -> Iterator[tuple[str, Mask, Mask]]:
+def _masks(prediction: torch.Tensor, label: torch.Tensor, structures: Structures) -> Iterator[tuple[str, Mask, Mask]]:
     """Yields name and both masks of every structure."""
     if prediction.shape != label.shape:
         raise ValueError(f"the prediction is {tuple(prediction.shape)}, the label {tuple(label.shape)}")
@@ -163,7 +161,11 @@ def summarise(
         finite = np.isfinite(values)
         structure = name.partition("_")[2]
         held = finite & np.array([case.get(structure, True) for case in present or [{}] * len(rows)])
-        line = {"score": name, "cases": int(finite.sum()), **_statistics(values[finite], rising=name.startswith("dice"))}
+        line = {
+            "score": name,
+            "cases": int(finite.sum()),
+            **_statistics(values[finite], rising=name.startswith("dice")),
+        }
         line |= {"infinite": int(np.isinf(values).sum()), "present": int(held.sum())}
         summary.append(line | {"mean_present": float(values[held].mean()) if held.any() else math.nan})
     return summary

@@ -17,7 +17,7 @@ MODES = ("linear", "nearest", "spline")
 
 
 def surround(window: int, *, zoom: float = 1.0) -> int:
-    """Returns how many voxels on each side of a window some angle can turn into it, when it shows `zoom` times as much."""
+    """Returns how many voxels on each side of a window an angle can turn into it, if it shows `zoom` times as much."""
     return math.ceil((math.sqrt(2) * zoom - 1) * window / 2)
 
 

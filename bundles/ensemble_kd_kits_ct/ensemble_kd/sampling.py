@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -264,7 +265,8 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         fixed = torch.from_numpy(generator.integers(3, size=self.batch_size)) if self.axes == (None,) else None
         zooms = None
         if self.scaling:
-            zooms = torch.from_numpy(np.exp(generator.uniform(*np.log(self.scaling), self.batch_size)))
+            least, most = (math.log(zoom) for zoom in self.scaling)
+            zooms = torch.from_numpy(np.exp(generator.uniform(least, most, self.batch_size)))
         modes = {"image": self.interpolation, "label": "nearest", "soft": "linear"}
         margins = {"image": self.margin, "label": 0, "soft": 0}
         return {
