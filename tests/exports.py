@@ -57,7 +57,7 @@ class Engine(nn.Module):
         self.register_buffer("shape", torch.tensor(shape[1:]))
         self.register_buffer("batch", torch.tensor(batch))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         least, most = int(self.batch[0]), int(self.batch[1])  # type: ignore[index]
         fits = torch.equal(torch.tensor(x.shape[1:]), self.shape)  # type: ignore[arg-type]
         if not fits or x.shape[0] < least or x.shape[0] > most:

@@ -84,12 +84,21 @@ def test_small_network_learns_from_the_atrial_one(phantoms: NamedPath, tiny_weig
         "ckpt_dir": models,
         "output_dir": str(tmp_path / "logs"),
     }
-    go("training", "train", alpha=0.0, **places, **sampling, **schedule)
-    go("inference", "inference", dataset_dir=str(datalist), ckpt_dir=models, output_dir=str(tmp_path / "masks"))
+    go("training", "train", "member_dilated", alpha=0.0, **places, **sampling, **schedule)
+    go(
+        "inference",
+        "inference",
+        "member_dilated",
+        dataset_dir=str(datalist),
+        ckpt_dir=models,
+        output_dir=str(tmp_path / "masks"),
+    )
     assert len(list((tmp_path / "masks").rglob("*_seg*"))) == len(files)
 
     parser = ConfigParser()
-    parser.read_config(str(REPO / f"bundles/{BUNDLE}/configs/inference.yaml"))
+    parser.read_config(
+        [str(REPO / f"bundles/{BUNDLE}/configs/{stem}.yaml") for stem in ("inference", "member_dilated")]
+    )
     parser.update(COMMON)
     network = DilatedCNN(2, 35, channels=8)
     network.load_state_dict(torch.load(tmp_path / "models/training_state.pt", weights_only=True)["network"])

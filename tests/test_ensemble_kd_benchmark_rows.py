@@ -245,7 +245,7 @@ def test_probabilities_are_not_the_same_everywhere(name: str) -> None:
 
 def test_the_ensemble_has_three_members_that_disagree() -> None:
     made = recipe().given.ensemble(CPU, tile=TILE, shifts=SHIFTS)
-    assert [member.name for member in made.members] == ["dilated", "resnet3d", "unet3d"]
+    assert [member.name for member in made.members] == ["dilated", "resnet", "unet"]
     spread = small_row("ensemble").settings["plain"].prepare()()["spread"]
     assert spread.mean() > 0.01
 

@@ -138,7 +138,7 @@ def test_losses_and_optimizers_are_those_of_the_configs() -> None:
     assert isinstance(kinds["ce_adam_f32"], HardLoss)
     assert kinds["dice_adam"].kind == "dice"
     adam = trained("dil2D", "kd_adam", 3).parser.get_parsed_content("optimizer").param_groups[0]
-    assert (adam["lr"], adam["betas"], adam["eps"], adam["weight_decay"]) == (RATE, (0.9, 0.999), 1e-8, 0)
+    assert (adam["initial_lr"], adam["betas"], adam["eps"], adam["weight_decay"]) == (RATE, (0.9, 0.999), 1e-8, 0)
 
 
 def test_gradients_of_a_step() -> None:

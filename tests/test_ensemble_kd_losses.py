@@ -198,7 +198,7 @@ def test_weights_follow_the_network() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "focal"}, "kind: must be one of ce, dice, got 'focal'"),
+        ({"kind": "focal"}, "hard_loss: must be one of ce, dice, dice_ce, got 'focal'"),
         ({"hard_on": "softmax"}, "hard_on: must be one of logits, probs, got 'softmax'"),
         ({"temperature": 0}, "temperature: must be positive and finite, got 0"),
         ({"temperature": -2.0}, "temperature: must be positive and finite, got -2.0"),

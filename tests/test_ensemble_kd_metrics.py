@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from math import isnan, nan, sqrt
+from math import inf, isnan, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMetric, compute_hausdorff_distance
 from scipy import ndimage
 
 from ensemble_kd.cases import InputError
-from ensemble_kd.metrics import CaseScores, scores, summarise
+from ensemble_kd.metrics import CaseScores, published_scores, scores, summarise
 
 GOLDEN = np.load(Path(__file__).parent / "golden/ensemble_kd_metrics.npz")
 SPACING = (0.8, 0.8, 2.5)
@@ -46,51 +46,56 @@ def only(found: dict[str, float]) -> list[float]:
 def test_scores_of_the_reference() -> None:
     expected = [float(GOLDEN[f"metric.{name}"]) for name in ("dice", "assd", "hd", "hd95")]
     assert GOLDEN["metric.spacing"].tolist() == list(SPACING)
-    found = scores(*golden_masks(), spacing=SPACING, structures=ORGAN)
+    found = published_scores(*golden_masks(), spacing=SPACING, structures=ORGAN)
     assert only(found) == pytest.approx(expected, rel=0, abs=1e-6)
 
 
 @pytest.mark.parametrize("connectivity", [1, 2, 3])
 def test_neighbours_of_a_surface(connectivity: int) -> None:
-    found = scores(*golden_masks(), spacing=SPACING, structures=ORGAN, connectivity=connectivity)
+    found = published_scores(*golden_masks(), spacing=SPACING, structures=ORGAN, connectivity=connectivity)
     expected = [float(GOLDEN[f"metric.{name}_conn{connectivity}"]) for name in ("assd", "hd95")]
     assert [found["assd_organ"], found["hd95_organ"]] == pytest.approx(expected, rel=0, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_dice_and_hausdorff_distance_of_monai(seed: int) -> None:
-    """Blobs that touch the rim of the volume; HD95 where MONAI's neighbours are taken."""
+def test_scores_are_those_of_monai(seed: int) -> None:
+    """Blobs that touch the rim of the volume; the published HD is MONAI's, whatever the neighbours."""
     noise = np.random.default_rng(seed).standard_normal((2, 18, 16, 12))
     masks = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 2, 2, 1)) > 0.03)
     pair = [mask[None, None] for mask in masks]
     arguments: dict[str, Any] = {"include_background": True, "spacing": list(SPACING)}
-    found = [scores(*masks.byte(), spacing=SPACING, structures=ORGAN, connectivity=near) for near in (3, 1)]
-    assert found[0]["dice_organ"] == pytest.approx(float(compute_dice(*pair)), abs=1e-6)
-    assert found[0]["hd_organ"] == pytest.approx(float(compute_hausdorff_distance(*pair, **arguments)), abs=1e-5)
-    expected = float(compute_hausdorff_distance(*pair, percentile=95, **arguments))
-    assert found[1]["hd95_organ"] == pytest.approx(expected, abs=1e-5)
+    found = scores(*masks.byte(), spacing=SPACING, structures=ORGAN)
+    expected = {
+        "dice_organ": DiceMetric(ignore_empty=False)(*pair),
+        "hd95_organ": HausdorffDistanceMetric(percentile=95, include_background=True)(*pair, spacing=list(SPACING)),
+        "asd_organ": SurfaceDistanceMetric(symmetric=True, include_background=True)(*pair, spacing=list(SPACING)),
+    }
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-6)
+    published = published_scores(*masks.byte(), spacing=SPACING, structures=ORGAN)
+    assert published["dice_organ"] == pytest.approx(found["dice_organ"], abs=1e-6)
+    assert published["hd_organ"] == pytest.approx(float(compute_hausdorff_distance(*pair, **arguments)), abs=1e-5)
 
 
 def test_scores_by_hand() -> None:
     """One voxel against two that begin there, along an axis of 3 mm: distances 0, 0 and 3."""
     first, second = volume(np.s_[2:3, 3:4, 4:5]), volume(np.s_[2:3, 3:4, 4:6])
-    found = only(scores(first, second, spacing=(1, 2, 3), structures=ORGAN))
+    found = only(published_scores(first, second, spacing=(1, 2, 3), structures=ORGAN))
     assert found == pytest.approx([2 / 3, 1, 3, 0.95 * 3], abs=1e-12)
-    assert only(scores(second, first, spacing=(1, 2, 3), structures=ORGAN)) == pytest.approx(found, abs=1e-12)
+    assert only(published_scores(second, first, spacing=(1, 2, 3), structures=ORGAN)) == pytest.approx(found, abs=1e-12)
 
 
 def test_distances_are_in_mm() -> None:
     """Two voxels apart along every axis."""
     masks = [volume(np.s_[x : x + 1, y : y + 1, z : z + 1]) for x, y, z in ((1, 2, 3), (3, 4, 5))]
     distance = 2 * sqrt(0.5**2 + 0.7**2 + 3**2)
-    found = only(scores(*masks, spacing=(0.5, 0.7, 3), structures=ORGAN))
+    found = only(published_scores(*masks, spacing=(0.5, 0.7, 3), structures=ORGAN))
     assert found == pytest.approx([0, distance, distance, distance], abs=1e-9)
 
 
 def test_rim_of_the_volume_is_surface() -> None:
     """A full volume against its inner 27 voxels, 26 of them surface at 1 from the rim's nearest voxel."""
     full, inner = volume(shape=(5, 5, 5)) + 1, volume(np.s_[1:4, 1:4, 1:4], shape=(5, 5, 5))
-    found = only(scores(full, inner, spacing=(1, 1, 1), structures=ORGAN))
+    found = only(published_scores(full, inner, spacing=(1, 1, 1), structures=ORGAN))
     outside = [1.0] * 54 + [sqrt(2)] * 36 + [sqrt(3)] * 8
     expected = (sum(outside) + 26) / (98 + 26)
     assert found == pytest.approx([2 * 27 / 152, expected, sqrt(3), np.percentile(outside, 95)], abs=1e-9)
@@ -101,7 +106,9 @@ def test_diagonal_neighbours_are_looked_at() -> None:
     cube = volume(np.s_[1:6, 1:6, 1:6], shape=(7, 7, 7))
     open_cube = cube.clone()
     open_cube[1, 1, 1] = 0
-    found = [scores(cube, open_cube, spacing=(1, 1, 1), structures=ORGAN, connectivity=near) for near in (3, 1)]
+    found = [
+        published_scores(cube, open_cube, spacing=(1, 1, 1), structures=ORGAN, connectivity=near) for near in (3, 1)
+    ]
     corner, inside = 1.0, 1.0
     surface = 5**3 - 3**3
     assert found[0]["assd_organ"] == pytest.approx((corner + inside) / (surface + surface), abs=1e-12)
@@ -112,13 +119,13 @@ def test_position_in_the_volume_does_not_matter() -> None:
     """What is computed on the masks' box is what the whole volume gives."""
     masks = [volume(np.s_[2:6, 3:7, 2:5]), volume(np.s_[4:9, 3:6, 3:7])]
     large = [torch.nn.functional.pad(mask, (9, 4, 0, 7, 3, 5)) for mask in masks]
-    found = only(scores(*masks, spacing=SPACING, structures=ORGAN))
-    assert only(scores(*large, spacing=SPACING, structures=ORGAN)) == pytest.approx(found, abs=1e-12)
+    found = only(published_scores(*masks, spacing=SPACING, structures=ORGAN))
+    assert only(published_scores(*large, spacing=SPACING, structures=ORGAN)) == pytest.approx(found, abs=1e-12)
 
 
 def test_equal_masks() -> None:
     mask = volume(np.s_[2:6, 3:7, 2:5])
-    assert only(scores(mask, mask.float(), spacing=SPACING, structures=ORGAN)) == [1, 0, 0, 0]
+    assert only(published_scores(mask, mask.float(), spacing=SPACING, structures=ORGAN)) == [1, 0, 0, 0]
 
 
 def test_empty_structures_stay_in_their_columns() -> None:
@@ -127,7 +134,7 @@ def test_empty_structures_stay_in_their_columns() -> None:
     label = volume(np.s_[2:6, 3:7, 2:5])
     prediction = label.clone()
     prediction[2] *= 2
-    found = scores(prediction, label, spacing=SPACING, structures=structures)
+    found = published_scores(prediction, label, spacing=SPACING, structures=structures)
     assert list(found) == [f"{score}_{name}" for name in structures for score in ("dice", "assd", "hd", "hd95")]
     assert all(isnan(found[f"{score}_none"]) for score in ("dice", "assd", "hd", "hd95"))
     assert found["dice_one"] == 0
@@ -152,22 +159,38 @@ def test_maps_of_different_shape() -> None:
         scores(volume(), volume(shape=(12, 10, 7)), spacing=SPACING)
 
 
+def test_empty_structures() -> None:
+    """The first is in neither map, the second in the label alone, the third in the prediction alone."""
+    label, prediction = volume(np.s_[2:6, 3:7, 2:5]), volume(np.s_[2:6, 3:7, 2:5], value=2)
+    found = scores(prediction, label, spacing=SPACING, structures={"none": [3], "missed": [1], "invented": [2]})
+    assert [found[f"dice_{name}"] for name in ("none", "missed", "invented")] == [1, 0, 0]
+    assert isnan(found["hd95_none"])
+    assert isnan(found["asd_none"])
+    assert {found[f"{kind}_{name}"] for kind in ("hd95", "asd") for name in ("missed", "invented")} == {inf}
+
+
+def test_distances_by_hand() -> None:
+    """One voxel against two that begin there, along an axis of 3 mm: distances 0, 0 and 3."""
+    masks = volume(np.s_[2:3, 3:4, 4:5]), volume(np.s_[2:3, 3:4, 4:6])
+    found = scores(*masks, spacing=(1, 2, 3), structures=ORGAN)
+    assert found == pytest.approx({"dice_organ": 2 / 3, "hd95_organ": 0.95 * 3, "asd_organ": 1}, abs=1e-6)
+
+
 def test_summary() -> None:
-    """Cases without a finite score count neither in the mean nor in the number."""
+    """Cases without a finite score count neither in the mean nor in the number, infinite ones are counted apart."""
     rows = [
-        {"case": "a", "dice_x": 0.5, "hd_x": 4.0, "assd_y": nan},
-        {"case": "b", "dice_x": 0.9, "hd_x": nan, "assd_y": nan},
-        {"case": "c", "dice_x": 0.7, "hd_x": 1.0, "assd_y": nan},
+        {"case": "a", "dice_x": 0.5, "hd95_x": 4.0, "asd_y": nan},
+        {"case": "b", "dice_x": 0.9, "hd95_x": inf, "asd_y": nan},
+        {"case": "c", "dice_x": 0.7, "hd95_x": 1.0, "asd_y": nan},
     ]
-    dice, hd, assd = summarise(rows)
+    dice, hd95, asd = summarise(rows, [{"x": True, "y": True}, {"x": False, "y": True}, {"x": True, "y": True}])
     spread = sqrt(0.08 / 3)
     expected = {"score": "dice_x", "cases": 3, "mean": 0.7, "sd": spread, "median": 0.7, "worst": 0.5, "best": 0.9}
-    assert dice == pytest.approx(expected)
-    assert hd == pytest.approx(
-        {"score": "hd_x", "cases": 2, "mean": 2.5, "sd": 1.5, "median": 2.5, "worst": 4, "best": 1}
-    )
-    assert (assd["score"], assd["cases"]) == ("assd_y", 0)
-    assert all(isnan(assd[name]) for name in ("mean", "sd", "median", "worst", "best"))
+    assert dice == pytest.approx(expected | {"infinite": 0, "present": 2, "mean_present": 0.6})
+    expected = {"score": "hd95_x", "cases": 2, "mean": 2.5, "sd": 1.5, "median": 2.5, "worst": 4, "best": 1}
+    assert hd95 == pytest.approx(expected | {"infinite": 1, "present": 2, "mean_present": 2.5})
+    assert (asd["score"], asd["cases"], asd["infinite"], asd["present"]) == ("asd_y", 0, 0, 0)
+    assert all(isnan(asd[name]) for name in ("mean", "sd", "median", "worst", "best", "mean_present"))
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -181,20 +204,26 @@ def test_tables(tmp_path: Path) -> None:
     maps = [volume(np.s_[2:4, 3:4, 4:5])[None], volume(np.s_[2:3, 3:4, 4:5])[None], volume()[None]]
     label = MetaTensor(maps[0], affine=affine)
     evaluator = Engine(lambda _, batch: [{"pred": maps[case["index"]], "label": label} for case in batch])
-    CaseScores(str(tmp_path / "run/metrics.csv"), structures={"organ": (1, 2)}).attach(evaluator)
+    CaseScores(str(tmp_path / "run/metrics.csv"), structures={"organ": (1, 2)}, published=True).attach(evaluator)
     cases = [[{"case": "a", "index": 0}, {"case": "b", "index": 1}], [{"case": "c", "index": 2}]]
     evaluator.run(cases[:1])
     evaluator.run(cases)
     rows = read(tmp_path / "run/metrics.csv")
-    assert list(rows[0]) == ["case", "dice", "dice_organ", "assd_organ", "hd_organ", "hd95_organ"]
+    assert list(rows[0]) == ["case", "dice", "dice_organ", "hd95_organ", "asd_organ"]
     assert [row["case"] for row in rows] == ["a", "b", "c"]
     assert [[float(row[name]) for row in rows] for name in ("dice", "dice_organ")] == [pytest.approx([1, 2 / 3, 0])] * 2
-    assert [float(row["hd_organ"]) for row in rows] == pytest.approx([0, 0.8, nan], nan_ok=True)
+    assert [float(row["hd95_organ"]) for row in rows] == pytest.approx([0, 0.76, inf])
     summary = {row["score"]: row for row in read(tmp_path / "run/metrics_summary.csv")}
-    assert [summary[name]["cases"] for name in ("dice_organ", "hd_organ")] == ["3", "2"]
-    assert float(summary["hd_organ"]["worst"]) == pytest.approx(0.8)
+    assert [summary[name]["cases"] for name in ("dice_organ", "hd95_organ")] == ["3", "2"]
+    assert [summary["hd95_organ"][name] for name in ("infinite", "present")] == ["1", "2"]
+    published = read(tmp_path / "run/metrics_published.csv")
+    assert [row["hd_organ"] for row in published] == ["0.0", "0.800000011920929", ""]
     assert evaluator.state.metrics["dice_organ"] == pytest.approx(5 / 9)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.csv", "metrics_summary.csv"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "metrics.csv",
+        "metrics_published.csv",
+        "metrics_summary.csv",
+    ]
 
 
 @pytest.mark.parametrize("structures", [{}, {"organ": []}])

@@ -22,7 +22,7 @@ def option(stage: Stage, name: str) -> str | None:
 def test_every_network_has_the_same_budget() -> None:
     """Members, student and control; the student and its control are one network from one seed, with other losses."""
     first = study.members(Path("out"), COMMON, training={**TRAINING, "seed": 0})
-    second = study.students(Path("out"), COMMON, training={**TRAINING, "seed": 100}, network="unet2d")
+    second = study.students(Path("out"), COMMON, training={**TRAINING, "seed": 100}, network="unet")
     trainings = [stage for stage in (*first, *second) if "training" in stage.command]
     assert len(trainings) == 5
     for name in ("max_epochs", "epoch_length", "batch_size"):
@@ -32,7 +32,7 @@ def test_every_network_has_the_same_budget() -> None:
     assert (option(alone, "soft_labels"), option(student, "soft_labels")) == (None, "out/soft_labels")
     files = [str(option(stage, "config_file")) for stage in (alone, student)]
     assert ["train_member" in file for file in files] == [True, False]
-    assert all("member_unet2d" in file for file in files)
+    assert all("member_unet" in file for file in files)
 
 
 def test_members_are_tested_before_the_student_is_chosen() -> None:

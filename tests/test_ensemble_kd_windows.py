@@ -14,7 +14,8 @@ import torch
 from monai.data import MetaTensor
 
 from ensemble_kd.cases import InputError
-from ensemble_kd.sampling import PadSmalld, class_shares, cut
+from ensemble_kd.sampling import class_shares, cut
+from ensemble_kd.transforms import PadSmalld
 from ensemble_kd.windows import CRITERIA, WindowTable, window_shape
 
 GOLDEN = np.load(Path(__file__).parent / "golden/ensemble_kd_sampling.npz")

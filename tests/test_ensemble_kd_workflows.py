@@ -18,7 +18,7 @@ from tests.runs import copy, load, network_of, run, same
 from tools.phantoms import phantoms as make_phantoms
 
 NAME = "ensemble_kd_kits_ct"
-STUDENT: dict[str, Any] = {"epoch_length": 3, "batch_size": 4, "window": 5}
+STUDENT: dict[str, Any] = {"epoch_length": 3, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_annotation_goes_on_after_an_interruption(chain: Path, phantoms: NamedPa
 
 def test_folder_of_another_ensemble_is_refused(chain: Path, phantoms: NamedPath, tmp_path: Path) -> None:
     folder = copy(chain, tmp_path / "again")
-    weights = load(folder / "models/member_unet3d.pt")
+    weights = load(folder / "models/member_unet_dice.pt")
     torch.save({name: value + 1 if value.is_floating_point() else value for name, value in weights.items()},
-               folder / "models/member_unet3d.pt")  # fmt: skip
+               folder / "models/member_unet_dice.pt")  # fmt: skip
     with pytest.raises(Exception, match="evaluate") as error:
         run(NAME, "annotate", data=phantoms(NAME), folder=folder)
     assert "the folder is of another ensemble or other settings" in str(root_cause(error.value))
@@ -166,26 +166,48 @@ def test_acdc_preset_from_members_to_masks(tmp_path: Path) -> None:
         settings = (training if run_id == "training" else common) | {"output_dir": str(tmp_path / "out")} | more
         monai.bundle.run(run_id, config_file=files, logging_file=False, **settings)
 
-    for own in ([], ["member_resnet2d"], ["member_unet2d"]):
-        go("training", "train", "train_member", "acdc", *own)
+    for kind in ("dilated", "resnet", "unet"):
+        go("training", "train", "train_member", "acdc", f"member_{kind}")
     soft = str(tmp_path / "soft")
-    go("annotating", "inference", "ensemble", "annotate", "acdc", output_dir=soft)
-    go("training", "train", "acdc", "member_unet2d", soft_labels=soft)
-    go("evaluating", "train", "evaluate", "acdc", "member_unet2d", output_dir=str(tmp_path / "scores"))
-    go("inference", "inference", "acdc", "member_unet2d", output_dir=str(tmp_path / "masks"))
+    go(
+        "annotating",
+        "inference",
+        "ensemble",
+        "annotate",
+        "acdc",
+        output_dir=soft,
+        names=["dilated_ce", "resnet_ce", "unet_ce"],
+    )
+    go("training", "train", "acdc", soft_labels=soft)
+    go("evaluating", "train", "evaluate", "acdc", output_dir=str(tmp_path / "scores"))
+    go("inference", "inference", "acdc", output_dir=str(tmp_path / "masks"), test_time_flips=[0, 1])
     with (tmp_path / "scores/metrics.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert {"dice_RV", "dice_MYO", "dice_LV", "hd95_LV"} <= row.keys()
-    assert len(list((tmp_path / "masks").rglob("*_seg.nii.gz"))) == 4
+        row, _ = csv.DictReader(file)  # of one patient, both frames
+    assert {"dice_RV", "dice_MYO", "dice_LV", "hd95_LV", "asd_LV"} <= row.keys()
+    assert len(list((tmp_path / "masks").rglob("*_seg.nii.gz"))) == 8  # both frames
     assert all(nibabel.load(path).shape[-1] == 4 for path in Path(soft).glob("*/*_soft.nii.gz"))
 
 
-def test_arguments_of_the_student_are_those_of_inference() -> None:
-    """A student of another architecture is the same overlay over train.yaml and inference.yaml."""
-    parsers = []
-    for base in ("train", "inference"):
+@pytest.mark.parametrize("stems", [[], ["member_dilated"], ["member_resnet"], ["acdc"], ["acdc", "member_dilated"]])
+def test_student_is_the_same_in_training_and_inference(stems: list[str]) -> None:
+    """A student of another architecture is the same overlay over train.yaml, evaluate.yaml and inference.yaml."""
+    networks, predictors = [], []
+    for base in (["train"], ["train", "evaluate"], ["inference"]):
         parser = monai.bundle.ConfigParser()
-        parser.read_config([f"bundles/{NAME}/configs/{stem}.yaml" for stem in (base, "member_resnet3d")])
-        parsers.append(parser)
-    assert parsers[0]["network_def"] == parsers[1]["network_def"]
-    assert parsers[0]["predictor"] == parsers[1]["predictor"]
+        parser.read_config([f"bundles/{NAME}/configs/{stem}.yaml" for stem in (*base, *stems)])
+        networks.append(str(parser.get_parsed_content("network_def")))
+        predictor = parser.get_parsed_content("predictor")
+        predictors.append((type(predictor.inferer), {**vars(predictor.inferer)}, predictor.flips))
+    assert networks[1:] == networks[:1] * 2
+    assert predictors[1:] == predictors[:1] * 2
+
+
+def test_start_from_given_weights(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
+    """A first epoch without learning leaves them as they were."""
+    weights = tiny_weights(NAME) / "model.pt"
+    given = {"start": str(weights), "learning_rate": 0.0, "max_epochs": 1, "epoch_length": 1}
+    run(NAME, "train", data=phantoms(NAME), folder=tmp_path, **given)
+    found = network_of(tmp_path)
+    learnt = {name for name in found if "running" not in name and "num_batches" not in name}
+    expected = load(weights)
+    assert all(torch.equal(found[name], expected[name]) for name in learnt)

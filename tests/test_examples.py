@@ -102,19 +102,21 @@ def test_array_of_members(stubs: Path) -> None:
     """Every network, seed and split once; no two tasks write to one file; students find what their members left."""
     work = {"DATA": "D", "WORK": str(stubs / "work")}
     trained, targets, folders = set(), set(), set()
-    for task in range(24):
+    for task in range(42):
         (words,) = commands("slurm_members.sbatch", "members", stubs=stubs, SLURM_ARRAY_TASK_ID=str(task), **work)
         options = checked(words)
         files = yaml.safe_load(options["--config_file"])
-        trained.add((Path(files[-1]).stem, options["--seed"], options["--split_file"]))
+        loss = options.get("--hard_loss")
+        trained.add((Path(files[-1]).stem, loss, options["--seed"], options["--split_file"]))
         parser = ConfigParser(ConfigParser.load_config_files([str(REPO / file) for file in files]))
         parser["ckpt_dir"] = options["--ckpt_dir"]
+        parser["hard_loss"] = loss or parser["hard_loss"]
         targets |= {parser.get_parsed_content(name) for name in ("state_file", "weights")}
         folders.add(options["--ckpt_dir"])
-    assert len(trained) == 24
-    assert len(targets) == 2 * 24
-    assert len({seed for _, seed, _ in trained}) == 2
-    assert len({split for _, _, split in trained}) == 3
+    assert len(trained) == 42
+    assert len(targets) == 2 * 42
+    assert len({seed for _, _, seed, _ in trained}) == 2
+    assert len({split for _, _, _, split in trained}) == 3
     of_students = set()
     for task in range(6):
         here = {**work, "SLURM_ARRAY_TASK_ID": str(task)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from torch import nn
 
 from .cases import InputError
 from .external import BundleMember
+from .mirroring import MirroredInferer
 from .resume import load_weights
 
-__all__ = ["Ensemble", "NetworkMember", "SplitMapsd"]
+__all__ = ["Ensemble", "NetworkMember", "SplitMapsd", "own_members"]
 
 PROBE = 16  # voxels; every network takes a cube of so many, where its inferer pads
 
@@ -62,6 +64,35 @@ class NetworkMember(nn.Module):
     def identity(self) -> dict[str, str]:
         """Returns what tells these weights from others."""
         return {"name": self.name, "sha256": hashlib.sha256(self.weights.read_bytes()).hexdigest()}
+
+
+def own_members(
+    names: Sequence[str], *, kinds: Mapping[str, Mapping[str, Any]], folder: str | Path, flips: Sequence[int] = ()
+) -> list[NetworkMember]:
+    """Returns networks of this bundle as members, each with the weights that `train_member.yaml` left of it.
+
+    Args:
+        names: `<kind>_<anything>`, for example `unet_dice`.
+        kinds: `network` and `inferer` of each kind.
+        folder: where `member_<name>.pt` lie.
+        flips: see `mirroring.MirroredInferer`.
+
+    Raises:
+        InputError: when a name is of no kind.
+    """
+    if unknown := [name for name in names if name.partition("_")[0] not in kinds]:
+        rule = f"must begin with one of {', '.join(kinds)}, got {unknown[0]!r}"
+        raise InputError([("", "names", rule)])
+    chosen = [(name, kinds[name.partition("_")[0]]) for name in names]
+    return [
+        NetworkMember(
+            name,
+            copy.deepcopy(kind["network"]),
+            weights=str(Path(folder, f"member_{name}.pt")),
+            inferer=MirroredInferer(kind["inferer"], flips),
+        )
+        for name, kind in chosen
+    ]
 
 
 class Ensemble(nn.Module):

@@ -29,8 +29,10 @@ class HardLoss(nn.Module):
     `dice` is -sum_c 2 sum(p_c t_c) / (sum p_c + sum t_c + 1e-7) with one-hot labels t, between -C and 0. Sums run over
     the whole batch, and the background counts as a class.
 
+    `dice_ce` is `dice` / C + `ce`, where the method leaves the loss open.
+
     Args:
-        kind: `ce` or `dice`.
+        kind: `ce`, `dice` or `dice_ce`.
         hard_on: what the cross-entropy is taken of, `logits` or `probs`. The Dice loss does not depend on it.
         temperature: the T.
         class_weights: weight of every class in the cross-entropy, background first; by default all count alike.
@@ -51,7 +53,7 @@ class HardLoss(nn.Module):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("kind", kind, among=("ce", "dice"))
+        _check_choice("hard_loss", kind, among=("ce", "dice", "dice_ce"))
         _check_choice("hard_on", hard_on, among=("logits", "probs"))
         _check_number("temperature", temperature, is_right=temperature > 0, rule="must be positive and finite")
         _check_weights(class_weights, kind=kind)
@@ -74,12 +76,14 @@ class HardLoss(nn.Module):
 
     def _loss(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         scores = tempered(logits, self.temperature)
+        classes = scores.shape[1]
+        dice = torch.zeros(()) if self.kind == "ce" else self.dice(scores.softmax(1), label) - classes
         if self.kind == "dice":
-            return self.dice(scores.softmax(1), label) - scores.shape[1]
+            return dice
         if self.hard_on == "probs":
             scores = scores.softmax(1)
         weight = None if self.weight is None else self.weight.to(scores)
-        return functional.cross_entropy(scores, label[:, 0].long(), weight=weight)
+        return functional.cross_entropy(scores, label[:, 0].long(), weight=weight) + dice.to(scores) / classes
 
 
 class DistillationLoss(nn.Module):
@@ -95,6 +99,7 @@ class DistillationLoss(nn.Module):
         hard_on: see `HardLoss`.
         temperature: the T of both terms.
         class_weights: those of the hard term, see `HardLoss`.
+        alone: kind of the loss against labels where there are no soft labels, see `HardLoss`.
 
     Raises:
         InputError: when alpha is negative or not finite, `soft` is neither of both, or `HardLoss` refuses the others.
@@ -108,6 +113,7 @@ class DistillationLoss(nn.Module):
         hard_on: str = "logits",
         temperature: float = 1.0,
         class_weights: Sequence[float] | None = None,
+        alone: str = "ce",
     ) -> None:
         super().__init__()
         _check_number("alpha", alpha, is_right=alpha >= 0, rule="must be finite and not negative")
@@ -115,6 +121,7 @@ class DistillationLoss(nn.Module):
         self.alpha = alpha
         self.soft = soft
         self.hard = HardLoss(hard_on=hard_on, temperature=temperature, class_weights=class_weights)
+        self.alone = HardLoss(alone, hard_on=hard_on, temperature=temperature, class_weights=class_weights)
 
     def forward(self, logits: Logits, target: Mapping[str, torch.Tensor] | torch.Tensor) -> torch.Tensor:
         """Returns the scalar loss.
@@ -122,13 +129,13 @@ class DistillationLoss(nn.Module):
         Args:
             logits: `(B, C, ...)`; of the outputs of deep supervision only the first, the main one, is taught.
             target: `soft`, the probabilities `(B, C, ...)`, and `label`, class indices `(B, 1, ...)`; or labels alone,
-                for example in retraining on a user's cases: the loss is the hard term then, with the weight 1.
+                for example in retraining on a user's cases: the loss is that of `alone` then, with the weight 1.
 
         Raises:
             ValueError: when logits and soft labels differ in shape.
         """
         if isinstance(target, torch.Tensor):
-            return self.hard(logits, target)
+            return self.alone(logits, target)
         main = logits if isinstance(logits, torch.Tensor) else logits[0]
         if main.shape != target["soft"].shape:
             raise ValueError(f"soft labels are {tuple(target['soft'].shape)}, the logits {tuple(main.shape)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from .cases import InputError
 
-__all__ = ["KITS_STRUCTURES", "CaseReport", "CaseScores", "scores", "summarise"]
+__all__ = ["KITS_STRUCTURES", "CaseReport", "CaseScores", "published_scores", "scores", "summarise"]
 
 Structures = Mapping[str, Sequence[int]]
+Mask = NDArray[np.bool_]
 
 # Kidney and tumour as the labels have them, and the kidney with its tumour, which the KiTS19 challenge calls kidney.
 KITS_STRUCTURES: Structures = {"kidney": [1], "tumour": [2], "kidney_and_tumour": [1, 2]}
-SCORES = ("dice", "assd", "hd", "hd95")
+PUBLISHED = ("dice", "assd", "hd", "hd95")
 
 
 def scores(
@@ -33,20 +35,59 @@ def scores(
     *,
     spacing: Sequence[float],
     structures: Structures = KITS_STRUCTURES,
-    connectivity: int = 3,
 ) -> dict[str, float]:
-    """Scores of one label map against another, structure by structure.
+    """Scores of one label map against another, structure by structure, as MONAI measures.
 
-    The Dice is 2 |A and B| / (|A| + |B|). Surface voxels are those with a neighbour outside the mask; what lies outside
-    the volume is outside the mask. From each surface voxel of one mask the distance to the nearest one of the other is
-    taken, in both directions. ASSD is the mean over all these distances, HD the larger of the two maxima, and HD95 the
-    larger of the two 95th percentiles (interpolated linearly).
+    HD95 is the larger of both directions' 95th percentiles of surface distances, ASD the mean over the points of both
+    surfaces, whose voxels have one of 6 neighbours outside the mask or the volume.
 
     Args:
         prediction: `(H, W, D)`.
         label: `(H, W, D)`.
         spacing: size of a voxel in mm.
         structures: names, and the values of the label maps that make up each.
+
+    Returns:
+        `dice_kidney`, `hd95_kidney` and `asd_kidney`, the latter two in mm, and so on for each structure. In neither
+        map: 1, NaN, NaN; in one of them only: 0, infinite, infinite.
+
+    Raises:
+        ValueError: when the maps differ in shape.
+    """
+    sizes = [float(size) for size in spacing]
+    result: dict[str, float] = {}
+    for name, found, true in _masks(prediction, label, structures):
+        pair = torch.from_numpy(found)[None, None], torch.from_numpy(true)[None, None]
+        result[f"dice_{name}"] = float(compute_dice(*pair, include_background=True, ignore_empty=False))
+        distances = [math.inf if found.any() or true.any() else math.nan] * 2
+        if found.any() and true.any():
+            hd95 = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=sizes)
+            asd = compute_average_surface_distance(*pair, include_background=True, symmetric=True, spacing=sizes)
+            distances = [float(hd95), float(asd)]
+        result[f"hd95_{name}"], result[f"asd_{name}"] = distances
+    return result
+
+
+def published_scores(
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    spacing: Sequence[float],
+    structures: Structures = KITS_STRUCTURES,
+    connectivity: int = 3,
+) -> dict[str, float]:
+    """Scores as the reference implementation takes them, for tables beside the paper's.
+
+    Surface voxels are those with a neighbour outside the mask; what lies outside the volume is outside the mask. From
+    each surface voxel of one mask the distance to the nearest one of the other is taken, in both directions. ASSD is
+    the mean over all these distances, HD the larger of the two maxima, and HD95 the larger of the two 95th percentiles
+    (interpolated linearly).
+
+    Args:
+        prediction: see `scores`.
+        label: likewise.
+        spacing: likewise.
+        structures: likewise.
         connectivity: whose neighbours count: 3 those of 26, as in the reference implementation; 1 those of 6, as in
             MONAI's surface metrics.
 
@@ -58,26 +99,29 @@ def scores(
     Raises:
         ValueError: when the maps differ in shape.
     """
-    if prediction.shape != label.shape:
-        raise ValueError(f"the prediction is {tuple(prediction.shape)}, the label {tuple(label.shape)}")
     neighbours = ndimage.generate_binary_structure(label.ndim, connectivity)
-    maps = [torch.as_tensor(volume).detach().cpu() for volume in (prediction, label)]
     result: dict[str, float] = {}
-    for name, values in structures.items():
-        masks = [np.asarray(torch.isin(volume, torch.tensor(values, dtype=volume.dtype))) for volume in maps]
-        compared = _compare(*masks, spacing=spacing, neighbours=neighbours)
-        result |= {f"{score}_{name}": value for score, value in zip(SCORES, compared, strict=True)}
+    for name, found, true in _masks(prediction, label, structures):
+        compared = _compare(found, true, spacing=spacing, neighbours=neighbours)
+        result |= {f"{score}_{name}": value for score, value in zip(PUBLISHED, compared, strict=True)}
     return result
 
 
-Mask = NDArray[np.bool_]
+def _masks(prediction: torch.Tensor, label: torch.Tensor, structures: Structures) -> Iterator[tuple[str, Mask, Mask]]:
+    """Yields name and both masks of every structure."""
+    if prediction.shape != label.shape:
+        raise ValueError(f"the prediction is {tuple(prediction.shape)}, the label {tuple(label.shape)}")
+    maps = [torch.as_tensor(volume).detach().cpu() for volume in (prediction, label)]
+    for name, values in structures.items():
+        found, true = (np.asarray(torch.isin(volume, torch.tensor(values, dtype=volume.dtype))) for volume in maps)
+        yield name, found, true
 
 
 def _compare(found: Mask, true: Mask, *, spacing: Sequence[float], neighbours: Mask) -> tuple[float, ...]:
-    """Returns the scores of two masks in the order of `SCORES`."""
+    """Returns the scores of two masks in the order of `PUBLISHED`."""
     boxes = ndimage.find_objects((found | true).view(np.uint8))
     if not boxes:
-        return (math.nan,) * len(SCORES)
+        return (math.nan,) * len(PUBLISHED)
     found, true = found[boxes[0]], true[boxes[0]]
     dice = 2 * np.count_nonzero(found & true) / (np.count_nonzero(found) + np.count_nonzero(true))
     if not (found.any() and true.any()):
@@ -95,57 +139,76 @@ def _compare(found: Mask, true: Mask, *, spacing: Sequence[float], neighbours: M
     )
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Summary of each score over the cases where it is finite.
+def summarise(
+    rows: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, bool]] | None = None
+) -> list[dict[str, Any]]:
+    """Summary of each score over the cases.
 
     Args:
         rows: `case` and the scores of every case.
+        present: for every case, whether its reference holds a structure, by name.
 
     Returns:
-        Rows with `score`, `cases` (how many have a finite score), `mean`, `sd` (of the population), `median`, `worst`
-        and `best`; NaN where no case has one.
+        Rows with `score`; `cases`, how many have a finite score, and over these `mean`, `sd` (of the population),
+        `median`, `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds
+        the structure `present`, how many have a finite score, and their `mean_present`. NaN where there is none.
     """
     summary = []
     for name in rows[0]:
         if name == "case":
             continue
-        finite = np.array([row[name] for row in rows if math.isfinite(row[name])])
-        line = {"score": name, "cases": len(finite)} | dict.fromkeys(
-            ("mean", "sd", "median", "worst", "best"), math.nan
-        )
-        if len(finite):
-            ranked = np.sort(finite) if name.startswith("dice") else np.sort(finite)[::-1]
-            found = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite)}
-            line |= {key: float(value) for key, value in (found | {"worst": ranked[0], "best": ranked[-1]}).items()}
-        summary.append(line)
+        values = np.array([row[name] for row in rows], dtype=float)
+        finite = np.isfinite(values)
+        structure = name.partition("_")[2]
+        held = finite & np.array([case.get(structure, True) for case in present or [{}] * len(rows)])
+        line = {
+            "score": name,
+            "cases": int(finite.sum()),
+            **_statistics(values[finite], rising=name.startswith("dice")),
+        }
+        line |= {"infinite": int(np.isinf(values).sum()), "present": int(held.sum())}
+        summary.append(line | {"mean_present": float(values[held].mean()) if held.any() else math.nan})
     return summary
+
+
+def _statistics(values: NDArray[np.float64], *, rising: bool) -> dict[str, float]:
+    if not len(values):
+        return dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
+    ends = (values.min(), values.max()) if rising else (values.max(), values.min())
+    found = (values.mean(), values.std(), np.median(values), *ends)
+    return {key: float(value) for key, value in zip(("mean", "sd", "median", "worst", "best"), found, strict=True)}
 
 
 class CaseScores:
     """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
 
-    Its column `dice` is the mean over the structures.
+    Its column `dice` is the mean over the structures. Distances that are not defined are empty fields.
 
     The means go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
 
     Args:
         path: CSV of the cases, written when the run ends.
         structures: see `scores`.
+        published: whether `<name>_published.csv` shall have the `published_scores` too.
 
     Raises:
         InputError: when there is no structure, or one without values.
     """
 
-    def __init__(self, path: str, *, structures: Structures = KITS_STRUCTURES) -> None:
+    def __init__(self, path: str, *, structures: Structures = KITS_STRUCTURES, published: bool = False) -> None:
         if not structures or not all(structures.values()):
             raise InputError([("", "structures", f"must be names with label values, got {dict(structures)}")])
         self.path = Path(path)
         self.structures = {name: list(values) for name, values in structures.items()}
+        self.published = published
         self.rows: list[dict[str, Any]] = []
+        self.present: list[dict[str, bool]] = []
+        self.published_rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Attaches to an evaluator whose batches are lists of cases with `case`, and whose output has both maps."""
-        engine.add_event_handler(Events.STARTED, self.rows.clear)
+        for rows in (self.rows, self.present, self.published_rows):
+            engine.add_event_handler(Events.STARTED, rows.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
 
@@ -153,17 +216,23 @@ class CaseScores:
         """Adds the cases of one iteration; `pred` and `label` are `(1, H, W, D)` and lie on one grid."""
         for case, output in zip(engine.state.batch, engine.state.output, strict=True):
             label: MetaTensor = output["label"]
-            volumes = output["pred"][0], label[0]
-            found = scores(*volumes, spacing=label.pixdim.tolist(), structures=self.structures)
-            dice = [found[f"dice_{name}"] for name in self.structures]
-            self.rows.append({"case": case["case"], "dice": float(np.nanmean(dice)), **found})
+            volumes, spacing = (output["pred"][0], label[0]), label.pixdim.tolist()
+            found = scores(*volumes, spacing=spacing, structures=self.structures)
+            mean = float(np.mean([found[f"dice_{name}"] for name in self.structures]))
+            self.rows.append({"case": case["case"], "dice": mean, **found})
+            masks = _masks(*volumes, self.structures)
+            self.present.append({name: bool(true.any()) for name, _, true in masks})
+            if self.published:
+                measured = published_scores(*volumes, spacing=spacing, structures=self.structures)
+                self.published_rows.append({"case": case["case"], **measured})
 
     def write(self, engine: Engine) -> None:
-        """Writes both tables."""
-        summary = summarise(self.rows)
+        """Writes the tables."""
+        summary = summarise(self.rows, self.present)
         engine.state.metrics.update((line["score"], line["mean"]) for line in summary)
-        _write(self.path, self.rows)
-        _write(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
+        tables = {"": self.rows, "_summary": summary} | ({"_published": self.published_rows} if self.published else {})
+        for ending, rows in tables.items():
+            _write(self.path.with_name(f"{self.path.stem}{ending}.csv"), rows)
 
 
 class CaseReport:
@@ -200,9 +269,10 @@ class CaseReport:
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV; the file appears complete or not at all."""
+    """Writes rows as CSV, NaN as an empty field; the file appears complete or not at all."""
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([list(rows[0]), *([*row.values()] for row in rows)])
+    fields = [["" if value != value else value for value in row.values()] for row in rows]
+    csv.writer(table, lineterminator="\n").writerows([list(rows[0]), *fields])
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.partial")
     unfinished.write_text(table.getvalue(), encoding="utf-8")

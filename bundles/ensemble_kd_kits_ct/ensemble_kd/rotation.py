@@ -16,13 +16,18 @@ __all__ = ["MODES", "rotate", "rotate_cubes", "surround"]
 MODES = ("linear", "nearest", "spline")
 
 
-def surround(window: int) -> int:
-    """Returns how many voxels on each side of a window can be turned into it by some angle."""
-    return math.ceil((math.sqrt(2) - 1) * window / 2)
+def surround(window: int, *, zoom: float = 1.0) -> int:
+    """Returns how many voxels on each side of a window an angle can turn into it, if it shows `zoom` times as much."""
+    return math.ceil((math.sqrt(2) * zoom - 1) * window / 2)
 
 
 def rotate(
-    images: torch.Tensor, angles: torch.Tensor, *, size: int | None = None, mode: str = "linear"
+    images: torch.Tensor,
+    angles: torch.Tensor,
+    *,
+    size: int | None = None,
+    mode: str = "linear",
+    zooms: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotates square images about their centres and returns the middle of the results.
 
@@ -35,12 +40,15 @@ def rotate(
         angles: `(N,)` in degrees.
         size: edge of what is returned in pixels, P or less by an even number; P by default.
         mode: `linear`, `nearest` (for labels) or `spline`, the cubic one of SciPy.
+        zooms: `(N,)`, how many pixels of an image lie beside each other where the result has one, not for splines; by
+            default 1.
 
     Returns:
         `(N, C, size, size)`.
 
     Raises:
-        InputError: when the images are not square, the mode is another, or the middle is not on their pixels.
+        InputError: when the images are not square, the mode is another or has no zoom, or the middle is not on their
+            pixels.
     """
     edge = images.shape[-1]
     size = edge if size is None else size
@@ -50,10 +58,13 @@ def rotate(
         rule = f"must be {edge} or less by an even number, of square images, got {size} of {tuple(images.shape[-2:])}"
         raise InputError([("", "size", rule)])
     if mode == "spline":
+        if zooms is not None:
+            raise InputError([("", "interpolation", "spline does not scale: set scaling to null")])
         return _splines(images, angles)[..., (edge - size) // 2 :, (edge - size) // 2 :][..., :size, :size]
     offsets = (2 * torch.arange(size, dtype=images.dtype) + 1 - size) / edge
     radians = torch.deg2rad(angles.double())
-    along, across = (offsets * turn[:, None].to(offsets) for turn in (radians.cos(), radians.sin()))
+    scale = 1 if zooms is None else zooms.double()
+    along, across = (offsets * (scale * turn)[:, None].to(offsets) for turn in (radians.cos(), radians.sin()))
     # Components first: with them last, as affine_grid writes them, this takes as long as the interpolation.
     grid = images.new_empty(len(images), 2, size, size)
     torch.sub(along[:, None], across[:, :, None], out=grid[:, 0])
@@ -73,7 +84,13 @@ def _splines(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def rotate_cubes(
-    cubes: torch.Tensor, angles: torch.Tensor, *, fixed: torch.Tensor, size: int | None = None, mode: str = "linear"
+    cubes: torch.Tensor,
+    angles: torch.Tensor,
+    *,
+    fixed: torch.Tensor,
+    size: int | None = None,
+    mode: str = "linear",
+    zooms: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotates each cube in one plane, see `rotate`, and returns the middle of the results.
 
@@ -83,6 +100,7 @@ def rotate_cubes(
         fixed: `(N,)`, the axis that is not in the plane, 0 to 2.
         size: edge of what is returned in voxels, P or less by an even number; P by default.
         mode: as for `rotate`.
+        zooms: as for `rotate`, in that plane.
 
     Returns:
         `(N, C, size, size, size)`.
@@ -97,6 +115,7 @@ def rotate_cubes(
         members = torch.nonzero(fixed == axis).flatten()
         if len(members):
             slices = cubes[members].narrow(axis + 2, border, size).movedim(axis + 2, 2)
-            turned = rotate(slices.flatten(1, 2), angles[members], size=size, mode=mode)
+            scales = None if zooms is None else zooms[members]
+            turned = rotate(slices.flatten(1, 2), angles[members], size=size, mode=mode, zooms=scales)
             found[members] = turned.view(*slices.shape[:3], size, size).movedim(2, axis + 2)
     return found

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.transforms import BorderPad, MapTransform, Randomizable
+from monai.transforms import Compose, Randomizable
 from monai.utils import MAX_SEED
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
+from .augmentation import changed, mirrored, turned
 from .cases import InputError
-from .rotation import rotate, rotate_cubes, surround
+from .rotation import surround
 from .windows import CRITERIA, WindowTable, rules_broken_by, window_shape
 
-__all__ = ["PadSmalld", "PatchBatches", "class_shares", "cut"]
+__all__ = ["PatchBatches", "class_shares", "cut"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,8 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
     For each patch a class is drawn by `ratios`, then case and axis, uniform over those that have an acceptable window,
     then the window, uniform over all of them, see `WindowTable`. The reference draws case and axis first and then tries
     windows until one is acceptable, for ever where there is none. Patches are rotated in their plane by angles from a
-    normal distribution, cubes in one of the three planes; labels are cut with their surroundings before, so that
-    rotation brings no background into them.
+    normal distribution, cubes in one of the three planes, and scaled; labels are cut with their surroundings before, so
+    that rotation brings no background into them. Then patches are mirrored and the values of images are changed.
 
     Batch i depends on i and on the seed that `set_random_state` was last given in the main process, not on workers.
 
@@ -93,6 +94,11 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         rotation: standard deviation of the angle in degrees, 0 for none.
         interpolation: of rotated images, `linear` or, as in the reference and some six times slower, cubic `spline`;
             labels take the nearest voxel, soft labels are interpolated linearly.
+        scaling: how much of the scan, in multiples of the window's edge, a window shows at least and at most, for
+            example 0.8 and 1.25, drawn on a logarithmic scale; nothing for always 1. With it images too are cut with
+            their surroundings, which are otherwise mirrored at the patch's border, as in the reference.
+        mirror: spatial axes of the scan along which every other patch is mirrored.
+        augmentation: random MONAI transforms of an image patch `(1, h, w)` or `(1, h, w, d)`, one after another.
 
     Raises:
         InputError: when a setting is out of its range, volumes of a case do not fit each other or the window, labels
@@ -114,6 +120,9 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         full_background: float = 0,
         rotation: float = 10.0,
         interpolation: str = "linear",
+        scaling: Sequence[float] | None = None,
+        mirror: Sequence[int] = (),
+        augmentation: Sequence[Callable[..., Any]] = (),
     ) -> None:
         self.data = volumes
         self.batch_size, self.length, self.num_classes = batch_size, length, num_classes
@@ -122,13 +131,17 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         self.criterion = criterion
         self.full_background = full_background
         self.rotation, self.interpolation = rotation, interpolation
+        self.scaling = tuple(scaling or ())
+        self.mirror = tuple(mirror)
+        self.augmentation = Compose(augmentation)
         problems = [("", name, rule) for name, rule in self._broken_settings()]
         if problems:
             raise InputError(problems)
         self.shares = class_shares(ratios, num_classes)
         self.keys = ("image", "label", "soft") if len(volumes) and "soft" in volumes[0] else ("image", "label")
         # Beyond the surroundings of the window nothing turns into it; beyond the image labels are mirrored as it is.
-        self.label_margin = min(margin, surround(window)) if rotation else 0
+        self.border = surround(window, zoom=max(self.scaling)) if self.scaling else 0
+        self.label_margin = self.border or (min(margin, surround(window)) if rotation else 0)
         self.tables = self._find_windows()
         self.set_random_state()
 
@@ -145,6 +158,10 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
             yield "criterion", f"must be one of {', '.join(CRITERIA)}, got {self.criterion}"
         if self.interpolation not in INTERPOLATIONS:
             yield "interpolation", f"must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation}"
+        if self.scaling and not (len(self.scaling) == 2 and 0 < self.scaling[0] <= 1 <= self.scaling[1]):
+            yield "scaling", f"must be two numbers around 1, none of them 0, got {list(self.scaling)}"
+        if not set(self.mirror) <= {0, 1, 2}:
+            yield "mirror", f"must be among 0, 1 and 2, got {list(self.mirror)}"
         if not len(self.data):
             yield "volumes", "there is no case"
 
@@ -201,9 +218,14 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         if not 0 <= index < self.length:
             raise IndexError(f"batch {index} of {self.length}")
         generator = np.random.default_rng((self.seed, index))
-        batch = self._cut(self._draw(generator))
-        if self.rotation:
-            batch = self._rotated(batch, generator)
+        places = self._draw(generator)
+        batch = self._cut(places)
+        if self.rotation or self.scaling:
+            batch = self._turned(batch, generator)
+        if self.mirror:
+            batch = mirrored(batch, [axis for _, axis, _ in places], along=self.mirror, generator=generator)
+        if self.augmentation.transforms:
+            batch["image"] = changed(batch["image"], self.augmentation, generator=generator)
         if "soft" in batch:
             batch["soft"] /= batch["soft"].sum(1, keepdim=True)
         return {**batch, "label": batch["label"].long()}
@@ -224,7 +246,7 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         items = {case: self.data[case] for case in {case for case, _, _ in places}}
         batch = {}
         for key in self.keys:
-            margin = self.margin if key == "image" else self.label_margin
+            margin = self.margin + self.border if key == "image" else self.label_margin
             edges = [self.window + 2 * margin] * (3 if self.axes == (None,) else 2)
             patches = np.zeros((len(places), self.num_classes if key == "soft" else 1, *edges), np.float32)
             if key == "soft":
@@ -237,15 +259,18 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
             batch[key] = torch.from_numpy(patches)
         return batch
 
-    def _rotated(self, batch: Mapping[str, torch.Tensor], generator: np.random.Generator) -> dict[str, torch.Tensor]:
+    def _turned(self, batch: Mapping[str, torch.Tensor], generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Returns the middle of patches that are rotated and scaled."""
         angles = torch.from_numpy(generator.normal(0, self.rotation, self.batch_size))
+        fixed = torch.from_numpy(generator.integers(3, size=self.batch_size)) if self.axes == (None,) else None
+        zooms = None
+        if self.scaling:
+            least, most = (math.log(zoom) for zoom in self.scaling)
+            zooms = torch.from_numpy(np.exp(generator.uniform(least, most, self.batch_size)))
         modes = {"image": self.interpolation, "label": "nearest", "soft": "linear"}
-        sizes = {key: None if key == "image" else self.window for key in batch}
-        if self.axes != (None,):
-            return {key: rotate(patches, angles, size=sizes[key], mode=modes[key]) for key, patches in batch.items()}
-        fixed = torch.from_numpy(generator.integers(3, size=self.batch_size))
+        margins = {"image": self.margin, "label": 0, "soft": 0}
         return {
-            key: rotate_cubes(patches, angles, fixed=fixed, size=sizes[key], mode=modes[key])
+            key: turned(patches, angles, fixed=fixed, size=self.window + 2 * margins[key], mode=modes[key], zooms=zooms)
             for key, patches in batch.items()
         }
 
@@ -263,34 +288,3 @@ def _report_missing(found: Mapping[Kind, Sequence[Row]], names: Sequence[str]) -
             logger.warning("No window of %s in %d case(s): %s", what, len(lacking), ", ".join(lacking))
     if problems:
         raise InputError(problems)
-
-
-class PadSmalld(MapTransform):
-    """Pads the volumes of a case by `window // 2` voxels on all six sides when one of its axes is below the window.
-
-    Images and labels become 0 there, soft labels 1 for class 0 and 0 for the others.
-
-    Args:
-        keys: volumes `(C, H, W, D)` on one grid.
-        window: edge of the label's window in voxels.
-        soft_key: which of the volumes holds soft labels, if it is there.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, window: int, *, soft_key: str = "soft", allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.window = window
-        self.soft_key = soft_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Returns `data` with its volumes padded if they are small."""
-        item = dict(data)
-        pad = BorderPad(self.window // 2)
-        for key in self.key_iterator(item):
-            if min(item[key].shape[1:]) < self.window:
-                outside = 1 - pad(torch.ones_like(torch.as_tensor(item[key][:1])))[0]
-                item[key] = pad(item[key])
-                if key == self.soft_key:
-                    item[key][0] += outside
-        return item

@@ -1,13 +1,15 @@
-"""From the values of label files to classes."""
+"""From the values of label files to classes, and from small scans to larger ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
+import torch
 from monai.config import KeysCollection
-from monai.transforms import MapLabelValued
+from monai.transforms import BorderPad, MapLabelValued, MapTransform
 
-__all__ = ["GroupLabelsd"]
+__all__ = ["GroupLabelsd", "PadSmalld"]
 
 
 class GroupLabelsd(MapLabelValued):
@@ -22,3 +24,34 @@ class GroupLabelsd(MapLabelValued):
         values = [value for group in label_groups for value in group]
         classes = [index for index, group in enumerate(label_groups) for _ in group]
         super().__init__(keys, values, classes)
+
+
+class PadSmalld(MapTransform):
+    """Pads the volumes of a case by `window // 2` voxels on all six sides when one of its axes is below the window.
+
+    Images and labels become 0 there, soft labels 1 for class 0 and 0 for the others.
+
+    Args:
+        keys: volumes `(C, H, W, D)` on one grid.
+        window: edge of the label's window in voxels.
+        soft_key: which of the volumes holds soft labels, if it is there.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, window: int, *, soft_key: str = "soft", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.window = window
+        self.soft_key = soft_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with its volumes padded if they are small."""
+        item = dict(data)
+        pad = BorderPad(self.window // 2)
+        for key in self.key_iterator(item):
+            if min(item[key].shape[1:]) < self.window:
+                outside = 1 - pad(torch.ones_like(torch.as_tensor(item[key][:1])))[0]
+                item[key] = pad(item[key])
+                if key == self.soft_key:
+                    item[key][0] += outside
+        return item

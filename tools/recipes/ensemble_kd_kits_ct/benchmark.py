@@ -72,7 +72,7 @@ def rows(device: torch.device) -> list[Row]:
         windows("windows_centre", "dilated35", size=SCAN),
         windows("windows_area", "dilated131", size=SCAN),
         augmentation(SCAN),
-        export(BUNDLE, device, shape=(4, 1, 256, 256), activation=probabilities),
+        export(BUNDLE, device, shape=(1, 1, 32, 32, 32), activation=probabilities),
         start_up(BUNDLE),
     ]
 

@@ -33,21 +33,22 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Member(NamedTuple):
-    """A network of the bundle: overlay of `train.yaml`, role in `keys.yaml`, classes, and voxels around a patch."""
+    """A network of the bundle: overlay of `train.yaml`, role in `keys.yaml`, classes, margin, dimensions."""
 
     overlay: tuple[str, ...]
     role: str
     classes: int = 3
     margin: int = 0
+    dims: int = 3
 
 
 MEMBERS = {
-    "dilated35": Member((), "dilated_cnn", margin=17),
+    "dilated35": Member(("member_dilated",), "dilated_cnn", margin=17),
     "dilated131": Member(("locator",), "dilated_cnn_131", classes=2, margin=65),
-    "resnet2d": Member(("member_resnet2d",), "resnet_2d"),
-    "unet2d": Member(("member_unet2d",), "unet_2d"),
-    "resnet3d": Member(("member_resnet3d",), "resnet"),
-    "unet3d": Member(("member_unet3d",), "unet"),
+    "resnet2d": Member(("member_resnet",), "resnet_2d", dims=2),
+    "unet2d": Member(("member_unet",), "unet_2d", dims=2),
+    "resnet3d": Member(("member_resnet",), "resnet"),
+    "unet3d": Member(("member_unet",), "unet"),
 }
 IN_ENSEMBLE = {"dilated": "dilated35", "resnet": "resnet3d", "unet": "unet3d"}  # by id in ensemble.yaml
 
@@ -118,6 +119,7 @@ def trainer(
         "train::dataloader": [{key: value.to(device) for key, value in batch(size, member).items()}],
         "train::key_metric": None,
         "train::handlers": [],
+        "averaged": None,
     }
     made = _config("train", member, **changes).get_parsed_content("train::trainer")
     made.logger.setLevel("WARNING")
@@ -134,8 +136,10 @@ def predicting(member: str, device: torch.device) -> tuple[nn.Module, Inferer]:
 
 def ensemble(device: torch.device, *, tile: int, shifts: int) -> Ensemble:
     """Returns the ensemble of `ensemble.yaml` with the weights of `network`."""
-    changes: dict[str, Any] = {f"{key}::network": copy.deepcopy(network(member)) for key, member in IN_ENSEMBLE.items()}
-    changes |= {"device": device, "tile": tile, "shifts": shifts}
+    changes: dict[str, Any] = {
+        f"kinds::{key}::network": copy.deepcopy(network(member)) for key, member in IN_ENSEMBLE.items()
+    }
+    changes |= {"device": device, "tile": tile, "shifts": shifts, "names": list(IN_ENSEMBLE)}
     parser = config(BUNDLE, "inference", "ensemble", changes=changes)
     made: Ensemble = parser.get_parsed_content("network").eval()
     return made
@@ -147,6 +151,7 @@ def sampler(member: str, size: Size, *, batch_size: int, soft: bool = False, **c
     if not soft:
         cases = [{key: item[key] for key in ("image", "label")} for item in cases]
     given = {"batch_size": batch_size, "epoch_length": 2**31, "train::dataset": cases, "full_background": 0, **changes}
+    given |= {"scaling": None, "mirror": [], "augmentation": []}  # others may have none of it
     made: PatchBatches = _config("train", member, **given).get_parsed_content("train::patches")
     return made.set_random_state(0)
 
@@ -163,4 +168,5 @@ def one_patch(patches: PatchBatches) -> torch.Tensor:
 
 
 def _config(stem: str, member: str, **changes: Any) -> ConfigParser:
-    return config(BUNDLE, stem, *MEMBERS[member].overlay, changes=changes)
+    own = {"dims": MEMBERS[member].dims} if "dilated" not in member else {}
+    return config(BUNDLE, stem, *MEMBERS[member].overlay, changes={**own, **changes})

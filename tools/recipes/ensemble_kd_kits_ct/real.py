@@ -25,15 +25,15 @@ from tools.files import replacing
 from tools.recipes.ensemble_kd_kits_ct.painted import painted
 from tools.recipes.ensemble_kd_kits_ct.study import finish, stage, summary, typed
 
-MEMBERS = {"dilated": [], "resnet3d": ["member_resnet3d"], "unet3d": ["member_unet3d"]}
+MEMBERS = ("dilated", "resnet", "unet")
 TEST, VALIDATION = ("case_00009", "case_00010", "case_00011"), ("case_00008",)
 KIDNEYS = (2, 3)  # right and left, in the labels of the real CT
 # Narrow networks and short trainings at 3 mm, so that two cores are done in half an hour.
 BUDGETS: dict[str, dict[str, Any]] = {
     "locator": {"window": 33, "batch_size": 4, "epoch_length": 80, "max_epochs": 8, "learning_rate": 3.0e-3},
     "dilated": {"batch_size": 40, "epoch_length": 60, "max_epochs": 8},
-    "resnet3d": {"window": 16, "batch_size": 12, "epoch_length": 60, "max_epochs": 8, "learning_rate": 3.0e-3},
-    "unet3d": {"window": 16, "batch_size": 12, "epoch_length": 40, "max_epochs": 6, "learning_rate": 3.0e-3},
+    "resnet": {"window": 16, "batch_size": 12, "epoch_length": 60, "max_epochs": 8, "learning_rate": 3.0e-3},
+    "unet": {"window": 16, "batch_size": 12, "epoch_length": 40, "max_epochs": 6, "learning_rate": 3.0e-3},
 }
 
 
@@ -85,8 +85,15 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
     """Returns the commands."""
 
     def training(name: str, stems: list[str], **more: Any) -> Stage:
-        budget = BUDGETS["dilated" if name == "student" else name]
-        settings = {**common, "output_dir": str(root / "logs"), "val_interval": 2, **budget, **more}
+        budget = BUDGETS["unet" if name == "student" else name]
+        settings = {
+            **common,
+            "hard_loss": "dice",
+            "output_dir": str(root / "logs"),
+            "val_interval": 2,
+            **budget,
+            **more,
+        }
         return stage(f"train {name}", "training", stems=["train", *stems, "reduced", "window"], settings=settings)
 
     def test(name: str, stems: list[str]) -> list[Stage]:
@@ -97,23 +104,29 @@ def stages(root: Path, common: Mapping[str, Any], *, ct: Path) -> list[Stage]:
                 f"{kind} {name}",
                 "evaluating",
                 stems=["train", *stems, "reduced", "window"],
-                settings={**common, **more, "output_dir": str(root / f"{kind}_{name}")},
+                settings={
+                    **common,
+                    **more,
+                    **(members if name == "ensemble" else {"hard_loss": "dice"}),
+                    "output_dir": str(root / f"{kind}_{name}"),
+                },
             )
             for kind, more in (("cascade", {}), ("inside", published))
         ]
 
     soft = str(root / "soft_labels")
+    members = {"names": [f"{name}_dice" for name in MEMBERS]}
     return [
         training("locator", ["train_member", "locator"]),
-        *(training(name, ["train_member", *own]) for name, own in MEMBERS.items()),
+        *(training(name, ["train_member", f"member_{name}"]) for name in MEMBERS),
         stage(
             "soft labels",
             "annotating",
             stems=["inference", "ensemble", "annotate", "reduced", "window"],
-            settings={**common, "output_dir": soft},
+            settings={**common, **members, "output_dir": soft},
         ),
         training("student", [], soft_labels=soft),
-        *(done for name, own in MEMBERS.items() for done in test(name, ["train_member", "evaluate", *own])),
+        *(done for name in MEMBERS for done in test(name, ["train_member", "evaluate", f"member_{name}"])),
         *test("ensemble", ["evaluate", "ensemble"]),
         *test("student", ["evaluate"]),
         stage(

@@ -25,7 +25,7 @@ from tools.files import replacing
 
 BUNDLE = REPO / "bundles" / Path(__file__).parent.name
 SPLIT = BUNDLE / "configs/split_acdc40.json"
-MEMBERS: dict[str, list[str]] = {"dilated": [], "resnet2d": ["member_resnet2d"], "unet2d": ["member_unet2d"]}
+MEMBERS = ("dilated", "resnet", "unet")
 # Coarse pixels, narrow networks and short trainings, so that two cores are done in an hour: the same budget for all.
 REDUCED: dict[str, Any] = {
     "pixdim": [2.5, 2.5, -1.0],
@@ -34,16 +34,17 @@ REDUCED: dict[str, Any] = {
     "unet_channels": [16, 32, 64, 128],
     "receptive_field": 35,
     "dropout": 0.1,
+    "frames": ["ED"],
+    "hard_loss": "dice",
 }
 BUDGET: dict[str, Any] = {
     "batch_size": 16,
     "epoch_length": 60,
     "max_epochs": 10,
     "val_interval": 2,
-    "hard_loss": "dice",
     "learning_rate": 4.0e-3,
 }
-WINDOWS = {"dilated": 17, "resnet2d": 32, "unet2d": 32}
+WINDOWS = {"dilated": 17, "resnet": 32, "unet": 32}
 
 
 def study(
@@ -115,14 +116,15 @@ def finish(plan: Sequence[Stage], name: Path) -> None:
 def members(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, Any]) -> list[Stage]:
     """Returns the commands up to the soft labels: trainings, validations, tests, annotation."""
     plan = []
-    for name, own in MEMBERS.items():
-        stems = ["train", "train_member", "acdc", *own]
+    for name in MEMBERS:
+        stems = ["train", "train_member", "acdc", f"member_{name}"]
         settings = {**training, "window": WINDOWS[name], "output_dir": str(folder / f"logs_{name}")}
         plan.append(stage(f"train the member {name}", "training", stems=stems, settings=settings))
         for subset in ("validation", "test"):
             settings = {**common, "subset": subset, "output_dir": str(folder / f"{subset}_{name}")}
-            stems = ["train", "train_member", "evaluate", "acdc", *own]
+            stems = ["train", "train_member", "evaluate", "acdc", f"member_{name}"]
             plan.append(stage(f"{subset} of {name}", "evaluating", stems=stems, settings=settings))
+    common = {**common, "names": [f"{name}_dice" for name in MEMBERS]}
     settings = {**common, "output_dir": str(folder / "test_ensemble")}
     plan.append(
         stage("test of the ensemble", "evaluating", stems=["train", "evaluate", "ensemble", "acdc"], settings=settings)
@@ -141,9 +143,9 @@ def students(folder: Path, common: Mapping[str, Any], *, training: Mapping[str, 
     for name, base, more in (("labels_alone", ["train", "train_member"], {}), ("student", ["train"], soft)):
         files = {"weights": str(folder / f"models/{name}.pt"), "state_file": str(folder / f"models/{name}_state.pt")}
         settings = {**training, "window": WINDOWS[network], **files, **more, "output_dir": str(folder / f"logs_{name}")}
-        plan.append(stage(f"train {name}", "training", stems=[*base, "acdc", *MEMBERS[network]], settings=settings))
+        plan.append(stage(f"train {name}", "training", stems=[*base, "acdc", f"member_{network}"], settings=settings))
         settings = {**common, "weights": files["weights"], "output_dir": str(folder / f"test_{name}")}
-        stems = ["train", "evaluate", "acdc", *MEMBERS[network]]
+        stems = ["train", "evaluate", "acdc", f"member_{network}"]
         plan.append(stage(f"test of {name}", "evaluating", stems=stems, settings=settings))
     return plan
 
