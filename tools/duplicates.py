@@ -78,8 +78,8 @@ def similarities(fingerprints: torch.Tensor) -> torch.Tensor:
     margin or axes; intensities cut at the 99.5th percentile or raised to the power 0.7) has 0.997 or more, without the
     outermost voxels of the brain 0.95 or more, moved by 1 mm or turned by 2 degrees 0.90 or more. Scans of different
     patients have 0.65 at most (17 of BraTS 2015 to 2023, the Decathlon and TCGA, some cropped to the brain: 136 pairs,
-    mean 0.22, standard deviation 0.17), those of different phantoms 0.59 (24: 276 pairs). Not found: another scan of the same patient, a
-    copy cut within the brain, one with another correction of the bias field.
+    mean 0.22, standard deviation 0.17), those of different phantoms 0.59 (24: 276 pairs). Not found: another scan of
+    the same patient, a copy cut within the brain, one with another correction of the bias field.
 
     Args:
         fingerprints: `(N, GRID, GRID, GRID)`; one of zeros is similar to none.

@@ -200,7 +200,7 @@ class TrainingState:
 
     Args:
         path: the state file.
-        objects: what to save beside the trainer itself (its epoch, and its gradient scaler under AMP).
+        objects: what to save beside the trainer itself (epoch, gradient scaler); a `WeightAverage` is attached to it.
         dataset: training data set, whose random transforms are seeded anew at every epoch.
         seed: base seed; as MONAI's, it counts modulo 2^32.
         identity: which run this is.
@@ -224,6 +224,9 @@ class TrainingState:
         """
         if not engine.state.epoch_length:
             raise InputError([("", "batch_size", "there are fewer training cases than one batch takes")])
+        for item in self.objects.values():
+            if isinstance(item, WeightAverage):  # MONAI's check of a bundle takes no reference among the handlers
+                item.attach(engine)
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
