@@ -128,7 +128,7 @@ def test_tables_of_an_evaluation(tmp_path: Path, size: int) -> None:
 
 
 def test_summary_tells_where_a_region_is(tmp_path: Path) -> None:
-    """Enhancing tumour, moved by a voxel of its six, in both maps, in the mask alone, in the label alone, in neither."""
+    """Enhancing tumour, moved by one of its six voxels, in both maps, in the mask, in the label, in neither."""
     without = torch.where(tumour() == ET, NCR, tumour())
     absent = {"label": without, "pred": without}
     cases = [scored("both", 1), scored("mask", 1, label=without), scored("label", 0, pred=without)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from monai.data import MetaTensor
 
 from .cases import Case, InputError, case_name, check_cases
@@ -11,7 +13,20 @@ from .data import sequence_files
 from .regions import label_sets
 from .sequences import channels_of
 
-__all__ = ["check_patch", "check_scans", "check_sequences"]
+__all__ = ["check_bfloat16", "check_patch", "check_scans", "check_sequences"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_bfloat16(device: torch.device) -> None:
+    """Warns when `device` is a CPU without instructions for bfloat16, which it then imitates slowly."""
+    if torch.device(device).type == "cpu" and not any(
+        there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name
+    ):
+        rule = (
+            "this CPU has no bfloat16 instructions (AVX512-BF16, AMX): it takes eight times as long, not half the time"
+        )
+        logger.warning("bfloat16.yaml: %s; leave the overlay out", rule)
 
 
 def check_sequences(sequences: Sequence[str]) -> None:

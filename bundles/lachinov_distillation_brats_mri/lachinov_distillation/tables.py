@@ -101,7 +101,9 @@ class CaseScores(_Table):
 
     A summary has `cases`, how many have a finite score, and over these `mean`, `sd` (of the population), `median`,
     `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds the region
-    `present`, how many have a finite score, and their `mean_present`. The means over all go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
+    `present`, how many have a finite score, and their `mean_present`.
+
+    The means over all cases go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
 
     Args:
         path: CSV of the cases, written when the run ends.
