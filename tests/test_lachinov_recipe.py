@@ -56,10 +56,12 @@ def test_learning_rate_falls_to_the_last_epoch_of_a_run(stems: tuple[str, ...]) 
         (STAGES[3], torch.optim.SGD, 0.1, 20, 0.99),  # four epochs of five steps
     ],
 )
-def test_published_settings(stems: tuple[str, ...], kind: type, rate: float, steps: int, factor: float) -> None:
+def test_published_settings(
+    stems: tuple[str, ...], kind: type[torch.optim.Optimizer], rate: float, steps: int, factor: float
+) -> None:
     parser = config(*stems, "reference")
     optimizer, schedule = (parser.get_parsed_content(name) for name in ("optimizer", "lr_scheduler"))
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert optimizer.defaults["lr"] == rate
     assert (schedule.step_size, schedule.gamma, schedule.optimizer) == (steps, factor, optimizer)
     assert parser.get_parsed_content("train::handlers::0").epoch_level is False
