@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from math import prod
 from typing import Any
+from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
@@ -26,6 +27,12 @@ STUDENT = [0, 2, 3]  # channels of the teacher's FLAIR, T1ce, T1, T2
 PREFIXES = {"teacher": "teacher", "student": "student", "discriminator": "disc"}  # of names in the golden file
 
 Array = NDArray[Any]
+
+
+def whole_convolutions() -> Iterator[None]:
+    """Fixture: convolutions as PyTorch makes them. In halves they round otherwise, as far from the truth as these."""
+    with patch("hadnet.convolutions.SMALL", 0):
+        yield
 
 
 def uniform(name: str, shape: Sequence[int]) -> Array:

@@ -30,7 +30,10 @@ from tests.hadnet_reference import (
     segmentation,
     statistics,
     uniform,
+    whole_convolutions,
 )
+
+whole = pytest.fixture(whole_convolutions, scope="module", autouse=True)
 
 ROLES = ("teacher", "student", "discriminator")
 NETS = ROLES[:2]
@@ -176,20 +179,20 @@ SETTINGS = [
 DISTILLATION = [*SETTINGS, ("lambda_const", "adversarial_weight"), ("disc_threshold", "threshold")]
 PRETRAINING = [
     *SETTINGS,
-    ("weight_decay_factor", "pretraining::class_weight_decay"),
-    ("augmentation_flipprob", "train::random_transforms::0::prob"),
-    ("augmentation_affineprob", "train::random_transforms::2::prob"),
-    ("lr_scheduler_factor", "pretraining::lr_scheduler::factor"),
-    ("lr_scheduler_patience", "pretraining::lr_scheduler::patience"),
+    ("weight_decay_factor", "class_weight_decay"),
+    ("augmentation_flipprob", "pretraining::reference_augmentation::0::prob"),
+    ("augmentation_affineprob", "pretraining::reference_augmentation::2::prob"),
+    ("lr_scheduler_factor", "pretraining::plateau::factor"),
+    ("lr_scheduler_patience", "pretraining::plateau::patience"),
 ]
 
 
 @pytest.mark.parametrize(
     ("stems", "reference", "settings"),
     [
-        (["train"], "defaults", DISTILLATION),
-        (["train", "pretrain_teacher"], "defaults_pretrain", PRETRAINING),
-        (["train", "pretrain_student"], "defaults_pretrain", PRETRAINING),
+        (["train", "reference"], "defaults", DISTILLATION),
+        (["train", "pretrain_teacher", "reference"], "defaults_pretrain", PRETRAINING),
+        (["train", "pretrain_student", "reference"], "defaults_pretrain", PRETRAINING),
     ],
 )
 def test_settings(stems: list[str], reference: str, settings: list[tuple[str, str]]) -> None:
@@ -208,7 +211,7 @@ def test_settings(stems: list[str], reference: str, settings: list[tuple[str, st
 @pytest.mark.parametrize("stem", ["pretrain_teacher", "pretrain_student"])
 def test_class_weights_of_all_epochs(stem: str) -> None:
     """The reference multiplies in single precision, over and over."""
-    parser = config("train", stem)
+    parser = config("train", stem, "reference")
     loss, handler = parser.get_parsed_content("loss_on_device"), parser.get_parsed_content("train::handlers::0")
     found = list[torch.Tensor]()
     trainer = Engine(lambda engine, batch: found.append(loss.weight.clone()))
@@ -273,7 +276,7 @@ def test_validation_and_selection(tmp_path: Path) -> None:
     network, best = segmentation("student"), tmp_path / "best.pt"
     bias = network.get_parameter("head.bias")
     item = {"image": image("step")[:, STUDENT], "label": label("step")}
-    parser = config("train", network=network, weights=str(best), validate__dataloader=[item])
+    parser = config("train", "reference", network=network, weights=str(best), validate__dataloader=[item])
     parser["validate::handlers"] = ["@moving_score", "@best_model"]
     evaluator = parser.get_parsed_content("validate::evaluator")
     for shift, row in enumerate(GOLDEN["valid/rows"]):

@@ -119,7 +119,7 @@ def assert_map(written: Any, expected: Array, affine: Array) -> None:
 def test_training_and_validation(part: str, channels: list[int], dataset_dir: Path) -> None:
     """The teacher's and the student's input; every third voxel, and statistics of all."""
     size = GOLDEN["data/sem_size"].tolist()
-    parser = config("train", size=size, mask_from="@sequences", dataset_dir=str(dataset_dir))
+    parser = config("train", size=size, mask_from="@sequences", augmentation=[], dataset_dir=str(dataset_dir))
     files = {
         key: str(dataset_dir / CASE / f"{CASE}_{name}.nii.gz") for key, name in (("image", "flair"), ("label", "seg"))
     }

@@ -29,7 +29,10 @@ from tests.hadnet_reference import (
     is_idle,
     segmentation,
     table,
+    whole_convolutions,
 )
+
+whole = pytest.fixture(whole_convolutions, scope="module", autouse=True)
 
 RATE = float(GOLDEN["step/lr"])
 CASES: dict[str, dict[str, Any]] = {
@@ -172,6 +175,7 @@ def test_step_of_pretraining(epoch: int) -> None:
     parser = config(
         "train",
         "pretrain_teacher",
+        "reference",
         network=network,
         max_epochs=epoch + 1,
         train__dataloader=[batch()],

@@ -119,27 +119,32 @@ def test_tables_of_an_evaluation(tmp_path: Path, size: int) -> None:
     assert [float(line["dice_TC"]) for line in table.values()] == pytest.approx([1, 0.9, 0.8])
     summary = read(tmp_path / "new/metrics_summary.csv", "score")
     assert list(summary) == list(table["case_0"])
-    assert list(summary["dice"]) == ["cases", "mean", "sd", "median", "worst", "best"]
-    assert numbers(summary["dice_TC"]) == pytest.approx([3, 0.9, math.sqrt(0.02 / 3), 0.9, 0.8, 1])
-    assert numbers(summary["hd95_WT"]) == pytest.approx([3, 1.5, math.sqrt(4.5 / 3), 1.5, 3, 0])
+    counts = ["infinite", "present", "mean_present"]
+    assert list(summary["dice"]) == ["cases", "mean", "sd", "median", "worst", "best", *counts]
+    assert numbers(summary["dice_TC"]) == pytest.approx([3, 0.9, math.sqrt(0.02 / 3), 0.9, 0.8, 1, 0, 3, 0.9])
+    assert numbers(summary["hd95_WT"]) == pytest.approx([3, 1.5, math.sqrt(4.5 / 3), 1.5, 3, 0, 0, 3, 1.5])
     assert engine.state.metrics == pytest.approx({name: float(line["mean"]) for name, line in summary.items()})
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "metrics_summary.csv"]
 
 
-def test_only_finite_scores_are_summarised(tmp_path: Path) -> None:
-    """Enhancing tumour in both maps, in one of them, in neither."""
+def test_summary_tells_where_a_region_is(tmp_path: Path) -> None:
+    """Enhancing tumour, moved by one of its six voxels, in both maps, in the mask, in the label, in neither."""
     without = torch.where(tumour() == ET, NCR, tumour())
-    cases = [scored("both", 1), scored("one", 1, label=without), scored("none", 0, label=without, pred=without)]
-    evaluate(UncertainCaseScores(str(tmp_path / "metrics.csv")), cases)
-    found = [float(line["hd95_ET"]) for line in read(tmp_path / "metrics.csv").values()]
-    assert found == pytest.approx([1.5, math.inf, math.nan], nan_ok=True)
-    assert numbers(read(tmp_path / "metrics_summary.csv", "score")["hd95_ET"]) == pytest.approx(
-        [1, 1.5, 0, 1.5, 1.5, 1.5]
-    )
-    engine = evaluate(UncertainCaseScores(str(tmp_path / "metrics.csv")), cases[1:])
-    assert numbers(read(tmp_path / "metrics_summary.csv", "score")["hd95_ET"]) == pytest.approx(
-        [0, *[math.nan] * 5], nan_ok=True
-    )
+    absent = {"label": without, "pred": without}
+    cases = [scored("both", 1), scored("mask", 1, label=without), scored("label", 0, pred=without)]
+    cases.append(scored("none", 0, **absent))
+    path = tmp_path / "metrics.csv"
+    evaluate(UncertainCaseScores(str(path)), cases)
+    assert [line["hd95_ET"] for line in read(path).values()] == ["1.5", "inf", "inf", ""]
+    assert [float(line["dice_ET"]) for line in read(path).values()] == pytest.approx([5 / 6, 0, 0, 1])
+    summary = read(tmp_path / "metrics_summary.csv", "score")
+    assert numbers(summary["hd95_ET"]) == pytest.approx([1, 1.5, 0, 1.5, 1.5, 1.5, 2, 1, 1.5])
+    dice = [4, 11 / 24, np.std([5 / 6, 0, 0, 1]), 5 / 12, 0, 1, 0, 2, 5 / 12]
+    assert numbers(summary["dice_ET"]) == pytest.approx(dice)
+    assert (summary["dice"]["present"], summary["dice_WT"]["present"]) == ("4", "4")
+    engine = evaluate(UncertainCaseScores(str(path)), [cases[1], cases[3]])
+    line = read(tmp_path / "metrics_summary.csv", "score")["hd95_ET"]
+    assert list(line.values()) == ["0", *5 * [""], "1", "0", ""]
     assert math.isnan(engine.state.metrics["hd95_ET"])
 
 

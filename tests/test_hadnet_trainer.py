@@ -226,7 +226,7 @@ def test_withheld_file_does_not_change_the_students_channels(
     folder = write_case(tmp_path / "X")
     other = scan(7)
     other[2:5, 2:12, 2:8] = 0
-    parser = config("train", *stems, size=[16, 16, 16])
+    parser = config("train", *stems, size=[16, 16, 16], augmentation=[])
     transform, channels = (
         parser.get_parsed_content(key) for key in ("train::preprocessing", "train::trainer::student_channels")
     )

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lachinov_distillation.convolutions import HalvedConv3d, JoiningConv3d
+from lachinov_distillation.convolutions import HalvedConv3d
+from lachinov_distillation.networks import JoiningConv3d
 
 HALVED = [(1, 4, 16, 8, 6), (1, 3, 8, 4, 10), (1, 20, 32, 32, 3)]
 WHOLE = [

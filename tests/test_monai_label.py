@@ -125,6 +125,7 @@ def test_training_on_the_users_cases(
         **{
             **small(bundle, "train"),
             "bundle_root": str(installed),
+            "learning_rate": 1.0e-4,  # so low that the start can be recognised
             "train#trainer#max_epochs": 1,
             "train#dataset#data": studies["training"],
             "validate#dataset#data": studies["validation"],

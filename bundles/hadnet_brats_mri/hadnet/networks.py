@@ -9,6 +9,8 @@ from monai.networks.blocks import ADN, Convolution
 from torch import nn
 from torch.nn import functional
 
+from .convolutions import HalvedConv3d
+
 __all__ = ["Discriminator", "SegmentationNetwork", "WithFeatures"]
 
 ACTIVATION = ("leakyrelu", {"negative_slope": 0.01, "inplace": True})
@@ -19,7 +21,9 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 def _convolution(in_channels: int, out_channels: int) -> Convolution:
     """A convolution of 3 x 3 x 3, instance normalisation and leaky rectification."""
-    return Convolution(3, in_channels, out_channels, adn_ordering="NA", act=ACTIVATION, norm=NORM)
+    layers = Convolution(3, in_channels, out_channels, adn_ordering="NA", act=ACTIVATION, norm=NORM)
+    layers.conv = HalvedConv3d(in_channels, out_channels)
+    return layers
 
 
 def _block(in_channels: int, channels: int, out_channels: int, *, dropout: float) -> nn.Sequential:
@@ -47,8 +51,8 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, *, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout3d(dropout)
-        self.skip = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
-        self.up = nn.Conv3d(channels, channels, 3, padding=1)
+        self.skip = HalvedConv3d(channels, channels, bias=False)
+        self.up = HalvedConv3d(channels, channels)
         self.adn = ADN("NA", channels, act=ACTIVATION, norm=NORM, norm_dim=3)
         self.out = _convolution(channels, out_channels)
 

@@ -1,15 +1,42 @@
-"""Transforms that MONAI lacks: intensities within the brain, and the reference's cut."""
+"""Transforms that MONAI lacks: intensities within the brain, each sequence by itself, and the reference's cut."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import CenterSpatialCrop, MapTransform
+from monai.transforms import CenterSpatialCrop, Compose, MapTransform, Randomizable
+from numpy.random import RandomState
 
-__all__ = ["NormalizeBraind", "RearCenterCrop"]
+__all__ = ["EachSequenced", "NormalizeBraind", "RearCenterCrop"]
+
+
+class EachSequenced(Randomizable, MapTransform):
+    """Applies random transforms to each sequence by itself: scanners change one sequence, not all alike.
+
+    Args:
+        keys: scans `(C, H, W, D)`.
+        transform: transforms of arrays `(1, H, W, D)`, which draw anew for every sequence.
+    """
+
+    def __init__(self, keys: KeysCollection, *, transform: Compose) -> None:
+        super().__init__(keys)
+        self.transform = transform
+
+    def set_random_state(self, seed: int | None = None, state: RandomState | None = None) -> EachSequenced:
+        """Seeds the transforms."""
+        self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Returns `data` with its scans changed."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = torch.cat([self.transform(sequence) for sequence in item[key].split(1)])
+        return item
 
 
 class NormalizeBraind(MapTransform):

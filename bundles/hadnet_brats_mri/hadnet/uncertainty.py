@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from functools import reduce
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -24,23 +25,27 @@ THRESHOLDS = tuple(2.5 * step for step in range(41))
 
 
 class MonteCarloDropout(Inferer):
-    """Averages the class probabilities of several passes with dropout on.
+    """Averages the class probabilities of several passes, with dropout on or of mirror images.
 
-    In these passes only `nn.Dropout3d` layers are in train mode, and no gradients are recorded; every other layer keeps
-    the mode that it has, in MONAI's evaluators eval mode.
+    In passes with dropout only `nn.Dropout3d` layers are in train mode; every other layer keeps the mode that it has,
+    in MONAI's evaluators eval mode. No gradients are recorded.
 
     Args:
-        samples: number of passes (100 in the paper); 0: one pass as the network stands, without dropout in eval mode.
+        samples: number of passes with dropout (100 in the paper); 0: one pass as the network stands.
+        flips: spatial axes; every pass becomes one for each set of them that can be mirrored, none of them included.
 
     Raises:
-        InputError: when `samples` is negative.
+        InputError: when `samples` is negative, or `flips` are not different axes from 0 to 2.
     """
 
-    def __init__(self, samples: int = 0) -> None:
+    def __init__(self, samples: int = 0, *, flips: Sequence[int] = ()) -> None:
         super().__init__()
         if samples < 0:
             raise InputError([("", "samples", f"must be 0 or more, got {samples}")])
+        if len(set(flips)) < len(flips) or not set(flips) <= {0, 1, 2}:
+            raise InputError([("", "test_time_flips", f"must be different axes from 0 to 2, got {list(flips)}")])
         self.samples = samples
+        self.mirrored = [[axis + 2 for axis in axes] for n in range(len(flips) + 1) for axes in combinations(flips, n)]
 
     def __call__(self, inputs: torch.Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Returns the network's logits, or the logarithm of the mean probabilities, of which the softmax is the mean.
@@ -57,15 +62,16 @@ class MonteCarloDropout(Inferer):
         Raises:
             InputError: when the network has no dropout layer to sample with.
         """
-        if not self.samples:
+        if not self.samples and len(self.mirrored) == 1:
             logits: torch.Tensor = network(inputs, *args, **kwargs)
             return logits
-        layers = [layer for layer in network.modules() if isinstance(layer, nn.Dropout3d)]
-        if not layers:
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Dropout3d)] if self.samples else []
+        if self.samples and not layers:
             raise InputError([("", "samples", f"must be 0 for a network without dropout, got {self.samples}")])
+        passes = max(self.samples, 1) * self.mirrored
         with train_mode(*layers), torch.no_grad():
-            passes = (network(inputs, *args, **kwargs).float().softmax(1) for _ in range(self.samples))
-            mean = reduce(torch.add, passes) / self.samples
+            answers = (network(inputs.flip(axes), *args, **kwargs).float().softmax(1).flip(axes) for axes in passes)
+            mean = reduce(torch.add, answers) / len(passes)
         return mean.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 

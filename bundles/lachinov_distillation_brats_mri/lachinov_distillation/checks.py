@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from monai.data import MetaTensor
 
 from .cases import Case, InputError, case_name, check_cases
@@ -11,7 +13,17 @@ from .data import sequence_files
 from .regions import label_sets
 from .sequences import channels_of
 
-__all__ = ["check_patch", "check_scans", "check_sequences"]
+__all__ = ["check_patch", "check_scans", "check_sequences", "has_bfloat16"]
+
+logger = logging.getLogger(__name__)
+
+
+def has_bfloat16() -> bool:
+    """Returns whether the processor has instructions for bfloat16; says so where it has none, which makes it slow."""
+    found = any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+    if not found:
+        logger.warning("This processor has no bfloat16 instructions (AVX512-BF16, AMX), single precision is used.")
+    return found
 
 
 def check_sequences(sequences: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
-"""Convolutions with PyTorch's parameters and results, which need less time or memory."""
+# Identical in every bundle; python -m tools check compares the copies.
+"""A convolution with PyTorch's parameters and results, which needs less time."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["HalvedConv3d", "JoiningConv3d"]
+__all__ = ["HalvedConv3d"]
 
 SMALL = 20480  # channels x height x width up to which PyTorch does not call oneDNN
 
@@ -42,21 +43,3 @@ def _is_slow(x: torch.Tensor) -> bool:
         return False  # an exported graph serves volumes of all sizes
     batch, channels, height, width = x.shape[:4]
     return batch == 1 and channels * height * width <= SMALL and height >= 8 and height % 2 == 0
-
-
-class JoiningConv3d(nn.Conv3d):
-    """Convolution of 1 x 1 x 1, without bias, over the channels of one input or two.
-
-    It does not copy them into one tensor, which would be a tenth of what training keeps in memory.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 1, bias=False)
-
-    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        """Returns `(B, out_channels, H, W, D)` for inputs `(B, C, H, W, D)` whose C add up to `in_channels`."""
-        weight, channels = self.weight.flatten(1), x.shape[1]
-        product = weight[:, :channels] @ x.flatten(2)
-        if other is not None:
-            product += weight[:, channels:] @ other.flatten(2)
-        return product.view(x.shape[0], -1, x.shape[2], x.shape[3], x.shape[4])

@@ -9,9 +9,9 @@ import torch
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import nn
 
-from .convolutions import HalvedConv3d, JoiningConv3d
+from .convolutions import HalvedConv3d
 
-__all__ = ["ResUNet", "verify_size"]
+__all__ = ["JoiningConv3d", "ResUNet", "verify_size"]
 
 
 def verify_size(x: torch.Tensor, divisor: int) -> None:
@@ -32,6 +32,24 @@ def _residual(channels: int, groups: int) -> nn.Module:
     for layer in unit.get_submodule("conv").children():
         layer.conv = HalvedConv3d(channels, channels, bias=False)
     return unit
+
+
+class JoiningConv3d(nn.Conv3d):
+    """Convolution of 1 x 1 x 1, without bias, over the channels of one input or two.
+
+    It does not copy them into one tensor, which would be a tenth of what training keeps in memory.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns `(B, out_channels, H, W, D)` for inputs `(B, C, H, W, D)` whose C add up to `in_channels`."""
+        weight, channels = self.weight.flatten(1), x.shape[1]
+        product = weight[:, :channels] @ x.flatten(2)
+        if other is not None:
+            product += weight[:, channels:] @ other.flatten(2)
+        return product.view(x.shape[0], -1, x.shape[2], x.shape[3], x.shape[4])
 
 
 class _Join(nn.Module):

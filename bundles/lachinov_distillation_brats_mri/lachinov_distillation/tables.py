@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import compute_dice, compute_hausdorff_distance
 
 from .regions import CLASSES, REGIONS, VALUES, region_mask
 
@@ -25,8 +26,8 @@ Item = Mapping[str, Any]
 def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[float]) -> dict[str, float]:
     """Scores of the regions in one label map against another.
 
-    Surfaces are the borders of the masks (6-neighbourhood). A region that neither map has: Dice 1 and distance NaN; one
-    that only one map has: 0 and infinite.
+    Surfaces are MONAI's: voxels that touch another value or the border of the volume. A region that neither map has:
+    Dice 1 and distance NaN; one that only one map has: 0 and infinite.
 
     Args:
         prediction: `(H, W, D)`, in the values of files.
@@ -37,23 +38,20 @@ def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[f
         `dice_ET`, `dice_TC`, `dice_WT`, their mean `dice`, and in mm `hd95_ET`, `hd95_TC` and `hd95_WT`, the larger of
         the two directed 95th percentiles of the surface distance.
     """
-    dice, distance = {}, {}
-    for region in REGIONS:
-        found, true = (region_mask(volume, region).cpu() for volume in (prediction, label))
-        dice[f"dice_{region}"], distance[f"hd95_{region}"] = _compare(found, true, spacing)
-    return {**dice, "dice": sum(dice.values()) / len(dice), **distance}
-
-
-def _compare(found: torch.Tensor, true: torch.Tensor, spacing: Sequence[float]) -> tuple[float, float]:
-    """Returns the Dice and the 95th percentile of the Hausdorff distance of two masks."""
-    sizes = [int(mask.count_nonzero()) for mask in (found, true)]
-    if not any(sizes):
-        return 1.0, math.nan
-    if not all(sizes):
-        return 0.0, math.inf
-    masks = found[None, None], true[None, None]
-    distance = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=list(spacing))
-    return 2 * int((found & true).count_nonzero()) / sum(sizes), float(distance)
+    found, true = (
+        torch.stack([region_mask(volume, region).cpu() for region in REGIONS])[None] for volume in (prediction, label)
+    )
+    dice = compute_dice(found, true, ignore_empty=False)[0]
+    alone = torch.logical_xor(*(masks[0].flatten(1).any(1) for masks in (found, true)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of masks that are empty
+        distance = compute_hausdorff_distance(
+            found, true, include_background=True, percentile=95, spacing=list(spacing)
+        )[0]
+    distance[alone] = math.inf  # for which MONAI has NaN
+    named = {f"dice_{region}": float(value) for region, value in zip(REGIONS, dice, strict=True)}
+    distances = {f"hd95_{region}": float(value) for region, value in zip(REGIONS, distance, strict=True)}
+    return {**named, "dice": float(dice.mean()), **distances}
 
 
 class _Table:
@@ -88,20 +86,24 @@ class _Table:
 
 
 def _save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same keys as CSV; no reader ever sees a part of it."""
+    """Writes rows with the same keys as CSV, NaN as an empty field; no reader ever sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".csv.partial")
     with unfinished.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
-        lines.writerows([rows[0], *(row.values() for row in rows)])
+        lines.writerow(rows[0])
+        lines.writerows(["" if value != value else value for value in row.values()] for row in rows)
     unfinished.replace(path)
 
 
 class CaseScores(_Table):
     """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
 
-    A summary has mean, standard deviation, median, worst and best over the cases where the score is finite, and their
-    number. The means go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
+    A summary has `cases`, how many have a finite score, and over these `mean`, `sd` (of the population), `median`,
+    `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds the region
+    `present`, how many have a finite score, and their `mean_present`.
+
+    The means over all cases go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
 
     Args:
         path: CSV of the cases, written when the run ends.
@@ -112,6 +114,11 @@ class CaseScores(_Table):
 
     lower_is_better: tuple[str, ...] = ("hd95",)
 
+    def clear(self) -> None:
+        """Forgets the rows of an earlier run."""
+        super().clear()
+        self.held: list[set[str]] = []
+
     def row(self, item: Item) -> dict[str, float]:
         """Returns the scores of one case.
 
@@ -119,13 +126,14 @@ class CaseScores(_Table):
             item: `pred` and `label` `(1, H, W, D)`, in the values of files and on one grid.
         """
         label: MetaTensor = item["label"]
+        self.held.append({region for region in REGIONS if region_mask(label, region).any()})
         return scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
 
     def write(self, engine: Engine) -> None:
         """Writes both tables."""
         super().write(engine)
         summary = [
-            _summary(name, [row[name] for row in self.rows], lower_is_better=name.startswith(self.lower_is_better))
+            _summary(name, self.rows, self.held, lower_is_better=name.startswith(self.lower_is_better))
             for name in self.rows[0]
             if name != "case"
         ]
@@ -133,15 +141,21 @@ class CaseScores(_Table):
         _save(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
 
 
-def _summary(name: str, values: Iterable[float], *, lower_is_better: bool) -> dict[str, Any]:
-    finite = np.array([value for value in values if math.isfinite(value)])
+def _summary(
+    name: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Collection[str]], *, lower_is_better: bool
+) -> dict[str, Any]:
+    values, region = np.array([row[name] for row in rows]), name.rpartition("_")[2]
+    finite = np.isfinite(values)
+    present = finite & [region not in REGIONS or region in regions for regions in held]
     statistics = [math.nan] * 5
-    if finite.size:
-        extremes = sorted((finite.min(), finite.max()), reverse=lower_is_better)
-        statistics = [float(value) for value in (finite.mean(), finite.std(), np.median(finite), *extremes)]
-    mean, sd, median, worst, best = statistics
-    counted = {"score": name, "cases": finite.size}
-    return counted | {"mean": mean, "sd": sd, "median": median, "worst": worst, "best": best}
+    if finite.any():
+        known = values[finite]
+        extremes = sorted((known.min(), known.max()), reverse=lower_is_better)
+        statistics = [float(value) for value in (known.mean(), known.std(), np.median(known), *extremes)]
+    named = dict(zip(("mean", "sd", "median", "worst", "best"), statistics, strict=True))
+    counted = {"infinite": int(np.isinf(values).sum()), "present": int(present.sum())}
+    mean_present = float(values[present].mean()) if present.any() else math.nan
+    return {"score": name, "cases": int(finite.sum()), **named, **counted, "mean_present": mean_present}
 
 
 class CaseReport(_Table):

@@ -146,6 +146,7 @@ def loader(files: Size, *, spacing: Sequence[float], pixdim: Sequence[float], si
         "train::dataset::num_workers": 1,
         "train::dataset::progress": False,
         "train::dataloader::shuffle": False,
+        "augmentation": [],  # which has a row of its own
     }
     parser = config(BUNDLE, "train", changes=changes)
     if not cached:

@@ -113,15 +113,13 @@ def transfer(source: Path, output: Path, *, commands: list[str], epochs: int) ->
     common = SMALL | {"ckpt_dir": str(output / "models")}
     training = common | {"dataset_dir": str(data), "split_file": str(split), "max_epochs": epochs, "val_interval": 5}
     for name in ("resunet", "cascaded", "unet"):
-        rate = {} if name == "cascaded" else {"learning_rate": 1.0e-3}
-        settings = training | rate | {"patches_per_case": 11, "output_dir": str(output / "logs")}
+        settings = training | {"patches_per_case": 11, "output_dir": str(output / "logs")}
         bundle_run("training", ["train", "train_teacher", f"teacher_{name}"], settings=settings, commands=commands)
     pseudo = output / "pseudo_labels"
     settings = common | {"dataset_dir": str(scans), "output_dir": str(pseudo)}
     bundle_run("annotating", ["inference", "ensemble", "annotate"], settings=settings, commands=commands)
     own: dict[str, Any] = {
         "pseudo_labels": str(pseudo / "datalist.json"),
-        "learning_rate": 1.0e-3,
         "patches_per_case": 5,
     }
     settings = training | own | {"output_dir": str(output / "logs")}
