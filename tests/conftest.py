@@ -33,9 +33,14 @@ SHARED = {"trajectory", "trained"}  # fixtures that are long to make, one for ea
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a bundle that share a training run in one process; these come first, and long ones before them."""
+    """Tests of a bundle that share a training run in one process; these come first, and long ones before them.
+
+    Those that read real scans are the gate's.
+    """
     for item in items:
         bundle = item.callspec.params.get("bundle") if hasattr(item, "callspec") else None
+        if "real_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.gate)
         if bundle and SHARED & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(bundle))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("nightly", "xdist_group")])

@@ -218,6 +218,7 @@ def test_state_of_another_run(bundle: str, data: Path, folder: Path) -> None:
         assert state.read_bytes() == before
 
 
+@pytest.mark.gate
 @each_of_two
 def test_command_ends_plainly(bundle: str, data: Path, folder: Path) -> None:
     """On the command line the message is the last thing to be read, without a traceback, and the command fails."""

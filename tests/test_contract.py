@@ -92,6 +92,7 @@ def test_network_keeps_to_its_metadata(bundle: str) -> None:
     )
 
 
+@pytest.mark.gate
 def test_packages_are_quick_to_import() -> None:
     """Each in a process that has imported MONAI only."""
     words = [word for bundle in NAMES for word in (str(folder(bundle)), package(bundle))]

@@ -179,6 +179,7 @@ def test_option_that_does_not_exist(data: Data, options: dict[str, Any]) -> None
         data.make(**options)
 
 
+@pytest.mark.gate
 def test_command(data: Data) -> None:
     command = [sys.executable, "-m", "tools", "datalist", str(data.root / "list.json")]
     command += ["--labelled", str(data.root / "labelled"), "--sequences", "flair,t1", "--validation", "0.34"]

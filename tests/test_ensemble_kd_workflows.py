@@ -154,6 +154,7 @@ def test_reference_clip_is_inside_the_label(chain: Path, phantoms: NamedPath, tm
         assert not values(path)[label == 0].any()
 
 
+@pytest.mark.gate
 def test_acdc_preset_from_members_to_masks(tmp_path: Path) -> None:
     """2D networks, one orientation, four classes, no first stage."""
     data = make_phantoms("cooperative_training_acdc_mri", str(tmp_path / "data"), cases=4)

@@ -57,14 +57,16 @@ def exported(weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Ex
     @cache
     def path(bundle: str, verb: str, file: str, net_id: str) -> Path:
         given: dict[str, Any] = {"net_id": net_id}
-        if net_id == "locator_def" and verb == "onnx_export":  # it sees slices, as its card says
-            kwargs = command(bundle, verb)["converter_kwargs"].replace(",4:'d'", "")
-            given |= {"input_shape": "[1,1,160,160]", "converter_kwargs": kwargs}
+        size, options = export_settings(bundle)["inputs"][net_id][0], command(bundle, verb)
+        if "input_shape" in options and len(json.loads(options["input_shape"])) > 2 + len(size):  # it sees slices
+            given["input_shape"] = str([1, 1, *size])
+            given["converter_kwargs"] = options["converter_kwargs"].replace(",4:'d'", "")
         return make(bundle, verb, tmp_path_factory.mktemp(verb), weights=weights(bundle) / file, **given)
 
     return path
 
 
+@pytest.mark.gate
 @each_network
 def test_torchscript_equals_eager(bundle: str, file: str, net_id: str, exported: Exported, weights: NamedPath) -> None:
     extra = {"metadata.json": "", "inference.json": ""}
@@ -79,6 +81,7 @@ def test_torchscript_equals_eager(bundle: str, file: str, net_id: str, exported:
     assert json.loads(extra["metadata.json"])["version"]
 
 
+@pytest.mark.gate
 @each_network
 def test_onnxruntime_equals_eager(bundle: str, file: str, net_id: str, exported: Exported, weights: NamedPath) -> None:
     """Batches and spatial sizes are free, channels are not."""
@@ -93,6 +96,7 @@ def test_onnxruntime_equals_eager(bundle: str, file: str, net_id: str, exported:
     assert (given.name, given.shape) == ("image", ["batch", x.shape[1], *"hwd"[: x.ndim - 2]])
 
 
+@pytest.mark.gate
 @each_of_two
 def test_onnx_without_options(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """PyTorch's newer exporter, which MONAI takes by default, gives a network of one size that answers likewise."""
@@ -125,6 +129,7 @@ def test_commands_as_typed(bundle: str, weights: NamedPath, tmp_path: Path) -> N
         assert (root / given["filepath"]).stat().st_size > 10_000
 
 
+@pytest.mark.gate
 @each_bundle
 def test_torchscript_segments_like_the_network(
     bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -84,6 +84,7 @@ class StoppedError(BaseException):
     """As if the process had been killed."""
 
 
+@pytest.mark.gate
 def test_workers_draw_in_a_resumed_run_what_they_would_have_drawn(phantoms: NamedPath, tmp_path: Path) -> None:
     """And something else in every epoch."""
     save, drawn, stop = TrainingState.save, list[torch.Tensor](), [0]

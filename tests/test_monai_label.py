@@ -102,6 +102,7 @@ def test_prediction_fits_the_scan(bundle: str, installed: Path, studies: Studies
     assert set(prediction.unique().tolist()) == label_values(bundle)
 
 
+@pytest.mark.gate
 @each_bundle
 def test_training_on_the_users_cases(
     bundle: str, installed: Path, studies: Studies, monkeypatch: pytest.MonkeyPatch

@@ -83,6 +83,7 @@ def test_without_weights_if_asked_for_but_not_verified(tmp_path: Path) -> None:
     assert problems(str(dist)) == {"toy_v0.1.0": ["models/model.pt is missing"]}
 
 
+@pytest.mark.gate
 def test_good_and_unfit_releases(
     dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_good_and_unfit_releases(
     assert len(lines) == 3
 
 
+@pytest.mark.gate
 def test_network_that_does_not_keep_to_its_metadata(tmp_path: Path) -> None:
     folder = toy_bundle(tmp_path)
     path = folder / "configs/metadata.json"

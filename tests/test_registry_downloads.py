@@ -72,6 +72,7 @@ def test_all_are_good(dist: Path) -> None:
     assert [release.name for release in read_index(str(dist))] == NAMES
 
 
+@pytest.mark.gate
 def test_by_address(
     dist: Path, weights: NamedPath, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def evaluated(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: py
     return folder
 
 
+@pytest.mark.gate
 @each_bundle
 def test_page_of_a_run(bundle: str, evaluated: NamedPath, tmp_path: Path) -> None:
     """Curves, rows, pictures and settings are those of the files; nothing is fetched from anywhere."""

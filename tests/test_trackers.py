@@ -130,6 +130,7 @@ def test_resumed_training_continues_its_curves(
     assert same_curves(tensorboard_curves(tmp_path / "eval"), curves)
 
 
+@pytest.mark.gate
 def test_without_mlflow(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
     copy(tiny_weights(BUNDLE), tmp_path / "models")
     given = arguments(BUNDLE, "train", data=phantoms(BUNDLE), folder=tmp_path, max_epochs=1)
