@@ -111,14 +111,14 @@ class TestStackInferer:
             return torch.stack([place.expand(len(slices), 3, 4), slices[:, 0]], dim=1)
 
         volume = torch.zeros(1, 1, 3, 4, 2)
-        found = StackInferer(flips=True)(volume, network).softmax(1)[0, 0]
+        found = StackInferer(flips=[0, 1])(volume, network).softmax(1)[0, 0]
         once = StackInferer()(volume, network).softmax(1)[0, 0]
         assert once[0, :, 0].tolist() == pytest.approx([1 / 2, 2 / 3, 3 / 4, 5 / 6])
         assert found[0, :, 0].tolist() == pytest.approx([2 / 3, 17 / 24, 17 / 24, 2 / 3])
 
     def test_flips_do_not_matter_to_the_mean(self) -> None:
         network = torch.nn.Conv2d(1, 4, 3, padding=1)
-        volume, infer = torch.rand(1, 1, 8, 6, 2), StackInferer(flips=True)
+        volume, infer = torch.rand(1, 1, 8, 6, 2), StackInferer(flips=[0, 1])
         with torch.no_grad():
             found, mirrored = infer(volume, network), infer(volume.flip(2, 3), network).flip(2, 3)
         torch.testing.assert_close(found.softmax(1), mirrored.softmax(1))

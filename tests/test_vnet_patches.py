@@ -188,5 +188,5 @@ def test_tables_of_scores(tmp_path: Path) -> None:
         summary = {line["score"]: line for line in csv.DictReader(file)}
     dice, hd95 = ({k: float(v) for k, v in summary[name].items() if k != "score"} for name in ("dice_LA", "hd95_LA"))
     assert (dice["mean"], dice["cases"]) == (0.5, 3)
-    assert (dice["mean_with_class"], dice["cases_with_class"]) == (0.25, 2)
-    assert (hd95["mean"], hd95["cases"], hd95["infinite"], hd95["cases_with_class"]) == (2, 1, 1, 1)
+    assert (dice["mean_present"], dice["present"]) == (0.25, 2)
+    assert (hd95["mean"], hd95["cases"], hd95["infinite"], hd95["present"]) == (2, 1, 1, 1)

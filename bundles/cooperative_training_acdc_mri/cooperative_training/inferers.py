@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, combinations
 from typing import Any
 
 import torch
@@ -11,21 +12,21 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 
 __all__ = ["StackInferer"]
 
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-2,), (-1,), (-2, -1))  # axes of mirror images of a slice, itself the first
-
 
 class StackInferer(Inferer):
     """Passes whole slices `[..., z]` of volumes through a 2D network, several at once.
 
     Args:
         sw_batch_size: slices per pass at most.
-        flips: whether the answer is the mean of the probabilities of four mirror images, as their logarithm.
+        flips: axes of a slice, 0 or 1; with some, the answer is the logarithm of the mean of the probabilities over all
+            combinations of mirrored axes.
     """
 
-    def __init__(self, sw_batch_size: int = 32, *, flips: bool = False) -> None:
+    def __init__(self, sw_batch_size: int = 32, *, flips: Sequence[int] = ()) -> None:
         super().__init__()
         self.sw_batch_size = sw_batch_size
-        self.flips = FLIPS if flips else FLIPS[:1]
+        axes = [axis + 2 for axis in flips]
+        self.flips = list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any

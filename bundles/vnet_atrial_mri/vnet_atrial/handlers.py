@@ -168,4 +168,4 @@ def _summary(values: np.ndarray, held: Sequence[bool], *, lower_is_better: bool)
         centre = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite)}
         statistics = {name: float(value) for name, value in {**centre, "worst": worst, "best": best}.items()}
     mean = float(of_held.mean()) if of_held.size else math.nan
-    return {**counts, **statistics, "cases_with_class": of_held.size, "mean_with_class": mean}
+    return {**counts, **statistics, "present": of_held.size, "mean_present": mean}
