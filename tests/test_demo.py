@@ -286,10 +286,10 @@ def small_demo(bundle: str) -> dict[str, Any]:
         small: dict[str, Any] = dict(known["tiny"])
         for extra in content.get("compare", {"": []}).values():
             stems = [name.removesuffix(".yaml") for name in [*stage["config"], *extra]]
-            flows = [flow for flow in known["workflows"].values() if "variant_of" not in flow]
-            exact = [flow for flow in flows if flow["files"] == stems]
-            for flow in exact or [flow for flow in flows if flow["files"][: len(stems)] == stems]:
-                small |= flow["overrides"]
+            flows = list(known["workflows"].values())
+            like = [flow for flow in flows if flow["files"] == stems]
+            like = like or [flow for flow in flows if flow["files"][: len(stems)] == stems]
+            small |= min(like, key=lambda flow: "variant_of" in flow)["overrides"] if like else {}
         small = {key: value for key, value in small.items() if "#" not in key or key.partition("#")[0] in config}
         once = {"max_epochs": 1} if stage["run"] == "training" else {}
         stage["settings"] = small | {"device": "cpu"} | once | stage["settings"]
