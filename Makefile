@@ -11,7 +11,7 @@ demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
 test: check
 	$(PYTEST) -m "not nightly and not label$(if $(GATE),, and not gate)" $(ARGS)
-test-nightly: check test-label
+test-nightly: check
 	$(PYTEST) -m "not label" $(ARGS)
 check: .venv/test.done
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check

@@ -137,24 +137,23 @@ def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tm
     assert trace.read_text() == "accabab"
 
 
-def test_training_states_go_where_a_plan_starts_anew_and_stay_where_it_goes_on(tmp_path: Path) -> None:
-    """Bundles resume no other run's state: one that a demo left before must not end the next one."""
-    state, weights, progress = (
-        tmp_path / "models/training_state.pt",
-        tmp_path / "models/model.pt",
-        tmp_path / "done.json",
-    )
-    state.parent.mkdir()
-    train = python(f"open({str(state)!r}, 'w'); open({str(weights)!r}, 'w')")
+def test_training_states_are_set_aside_where_a_plan_starts_anew(tmp_path: Path) -> None:
+    """Of the plan's own folders of weights alone: another training may lie beside them."""
+    state, other = (tmp_path / folder / "training_state.pt" for folder in ("models", "models/mine"))
+    other.parent.mkdir(parents=True)
+    other.touch()
+    train = python(f"open({str(state)!r}, 'w')")
+    train.command.extend(["--ckpt_dir", str(state.parent)])
     fails = python("raise SystemExit(1)")
     for _ in range(2):
         with pytest.raises(SystemExit):
-            run([train, fails], progress, version="1", states=tmp_path)
+            run([train, fails], tmp_path / "done.json", version="1")
         assert state.exists()
     with pytest.raises(SystemExit):
-        run([fails], progress, version="2", states=tmp_path)
+        run([fails._replace(command=[*fails.command, *train.command[-2:]])], tmp_path / "done.json", version="2")
     assert not state.exists()
-    assert weights.exists()
+    assert state.with_name("training_state_previous.pt").exists()
+    assert other.exists()
 
 
 def test_stage_renews_its_folder(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     scenario = recipe["phantoms" if data is None else "data"]
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
     plan = stages(recipe, folder, places=places, scenario=scenario, overrides=chosen)
-    run(plan, Path(output, "finished.json"), version=fingerprint(folder), states=Path(output))
+    run(plan, Path(output, "finished.json"), version=fingerprint(folder))
 
     metrics = collect(recipe, places)
     compared = recipe.get("table")
@@ -144,14 +144,16 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def run(plan: Sequence[Stage], progress: Path, *, version: str, states: Path | None = None) -> None:
+def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
+
+    Where none was finished earlier, training states that lie in the commands' `ckpt_dir` are set aside as
+    `*_previous.pt`: a bundle resumes no other run's, and a finished run's would end its training at once.
 
     Args:
         plan: what to run.
         progress: JSON file of the finished commands, kept until all are; a plan that begins with them skips them.
         version: what the commands run; after a change of it nothing is skipped.
-        states: folder whose training states are removed when nothing is gone on with: a bundle resumes no other run's.
 
     Raises:
         SystemExit: a command failed or was interrupted.
@@ -161,8 +163,8 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str, states: Path | N
     done = earlier.get("finished", [])
     goes_on = earlier.get("version") == version and commands[: len(done)] == done
     skip = len(done) if goes_on else 0
-    for state in states.rglob("*training_state.pt") if states and not goes_on else ():
-        state.unlink()
+    if not goes_on:
+        _set_states_aside(plan)
     _note(progress, version, commands[:skip])
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
@@ -186,6 +188,12 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str, states: Path | N
 def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
     with replacing(progress) as partial:
         partial.write_text(json.dumps({"version": version, "finished": finished}, indent=2) + "\n")
+
+
+def _set_states_aside(plan: Sequence[Stage]) -> None:
+    folders = {stage.command[stage.command.index("--ckpt_dir") + 1] for stage in plan if "--ckpt_dir" in stage.command}
+    for state in [state for folder in folders for state in Path(folder).glob("*training_state.pt")]:
+        state.replace(state.with_name(f"{state.stem}_previous.pt"))
 
 
 def collect(recipe: Recipe, places: Places) -> list[dict[str, str]]:

@@ -89,8 +89,7 @@ def _run(
     seeded = {**recipe, "phantoms": scenario}
     places = prepare_data(bundle, seeded, data=None, output=root / f"seed{seed}")
     plan = stages(seeded, folder, places=places, scenario=scenario, overrides={"seed": seed, **settings})
-    states = root / f"seed{seed}"
-    run(plan, states / "finished.json", version=fingerprint(folder), states=states)
+    run(plan, root / f"seed{seed}/finished.json", version=fingerprint(folder))
     return [stage.shown() for stage in plan], collect(seeded, places)
 
 
