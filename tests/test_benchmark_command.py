@@ -50,6 +50,7 @@ def double() -> Row:
     )
 
 
+@pytest.mark.gate
 def test_record_and_table(
     registered: Callable[..., None], double: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_missing_cuda_device_is_an_error() -> None:
         benchmark(device="cuda")
 
 
+@pytest.mark.gate
 def test_failed_write_leaves_the_old_record(registered: Callable[..., None], double: Row, tmp_path: Path) -> None:
     target = tmp_path / "record.json"
     target.write_text("old")

@@ -121,6 +121,7 @@ def test_step(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_step(network, key)
 
 
+@pytest.mark.gate
 def test_three_steps() -> None:
     network = golden_network()
     optimizer = config(network=network, learning_rate=1e-3).get_parsed_content("optimizer")

@@ -55,6 +55,7 @@ def test_averaged_weights_are_saved(phantoms: NamedPath, tmp_path: Path) -> None
         assert not same(state["ema"], state["network"])
 
 
+@pytest.mark.gate
 def test_start_from_given_weights(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """Without learning they stay as they are; a run that goes on does so from its own state."""
     start = copy(tiny_weights(BUNDLE), tmp_path / "given") / "model.pt"

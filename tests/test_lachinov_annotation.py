@@ -151,6 +151,7 @@ def test_full_disk_leaves_no_partial_file_and_the_run_goes_on_later(
     assert len(json.loads((tmp_path / "eval/datalist.json").read_text())["training"]) == 3
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("soft", [False, True])
 def test_student_learns_from_labels_and_pseudo_labels(
     soft: bool, annotated: Path, phantoms: NamedPath, tmp_path: Path

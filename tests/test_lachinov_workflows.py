@@ -61,6 +61,7 @@ def folder(tiny_weights: NamedPath, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.gate
 def test_stages_chain_by_file_names(phantoms: NamedPath, decathlon: Path, tmp_path: Path) -> None:
     """From an empty folder of weights and two data sets in one list to a student that knew neither of them whole."""
     path = datalist(

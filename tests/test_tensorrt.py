@@ -36,6 +36,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt"))
 
 
+@pytest.mark.gate
 @each_bundle
 def test_overlay_segments_like_the_network(
     bundle: str, engine: NamedPath, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path, tensorrt: None

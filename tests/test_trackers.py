@@ -93,6 +93,7 @@ def test_stage_is_tracked(bundle: str, stage: str, trajectory: Trajectory) -> No
     check_tracked(client, tracked, results)
 
 
+@pytest.mark.gate
 @each_bundle
 def test_evaluation_is_tracked(bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
     """The run of an evaluation ends, so that no later one goes on in it."""
@@ -105,6 +106,7 @@ def test_evaluation_is_tracked(bundle: str, phantoms: NamedPath, tiny_weights: N
     check_tracked(client, tracked[1], tmp_path / "one")
 
 
+@pytest.mark.gate
 def test_resumed_training_continues_its_curves(
     phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

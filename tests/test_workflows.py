@@ -100,6 +100,7 @@ def test_further_workflow(bundle: str, workflow: str, phantoms: NamedPath, train
         assert (tmp_path / name).stat().st_size > 0
 
 
+@pytest.mark.gate
 @each_variant
 def test_variant_changes_every_weight(
     bundle: str, stage: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
