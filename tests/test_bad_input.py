@@ -15,7 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from tests.conftest import NAMES, NamedPath, config_files, each_bundle, each_of_two, package, recipe
+from tests.conftest import NAMES, NamedPath, config_files, each_bundle, each_of_two, package, recipe, small
 from tests.runs import arguments, cases, command_line, copy, run
 from tests.spoilt import IMAGE, PAIR, cut, remove
 from tools import REPO
@@ -105,6 +105,21 @@ def test_spoilt_case(bundle: str, workflow: str, name: str, data: Path, folder: 
     message = refusal(bundle, workflow, data=data, folder=folder)
     assert any(all(part in line for part in (case["case"], file, rule)) for line in message.splitlines())
     assert not any(other["case"] in message for other in split["training"])
+
+
+@each_bundle
+def test_empty_label(bundle: str, data: Path) -> None:
+    """A training refuses a label map without any structure, unless scans without are among the bundle's cases."""
+    case = cases(bundle, data)["training"][0]
+    file, rule = PAIR["empty label"](case)
+    given = small(bundle, "train") | {"dataset_dir": str(data)}
+    if "empty label" in recipe(bundle).get("legal", []):
+        parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, "train")))
+        parser.update(given)
+        assert parser.get_parsed_content("check_cases") is None
+    else:
+        (line,) = parsing_refusal(bundle, "train", "check_cases", **given).splitlines()[1:]
+        assert line.startswith(f"  case {case['case']}: {file}: {rule}")
 
 
 @each_bundle

@@ -13,7 +13,8 @@ import torch
 from monai.transforms import LoadImage
 
 from tests.conftest import NamedPath, small
-from tests.runs import copy, load, network_of, run, same
+from tests.runs import cases, copy, load, network_of, run, same
+from tests.vnet_reference import config
 
 ATRIAL = "vnet_atrial_mri"
 
@@ -40,6 +41,31 @@ def test_atrium_not_found(
         assert int(mask.sum()) == (size if found else mask.numel())
         warned = [text for text in caplog.messages if row["image"] in text and "no left atrium found" in text]
         assert len(warned) == (0 if found else 1)
+
+
+def test_locator_that_was_asked_for(tmp_path: Path) -> None:
+    """Only in the default place may weights be absent; a file that was named must be there."""
+    for stems in (("inference",), ("inference", "reference_inference"), ("train", "evaluate")):
+        assert config(*stems, ckpt_dir=str(tmp_path)).get_parsed_content("locate") is False
+        with pytest.raises(RuntimeError) as caught:
+            config(*stems, locator_weights=str(tmp_path / "typo.pt")).get_parsed_content("locate")
+        cause = caught.value.__cause__
+        assert type(cause).__name__ == "InputError"
+        assert f"{tmp_path / 'typo.pt'}: there are no such weights" in str(cause)
+
+
+def test_reference_inference_sees_what_its_evaluation_does(
+    phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path
+) -> None:
+    """A scan that is smaller than a patch is padded with zeros in both."""
+    (case, *_) = cases(ATRIAL, phantoms(ATRIAL))["validation"]
+    given: dict[str, Any] = {"ckpt_dir": str(tiny_weights(ATRIAL)), "locate": False, "patch_size": [96, 96, 32]}
+    given |= {"pixdim": [5.0, 5.0, 2.5], "device": "cpu"}
+    inference = config("inference", "reference_inference", **given).get_parsed_content("preprocessing")
+    evaluation = config("train", "evaluate", "reference", **given).get_parsed_content("validate::preprocessing")
+    images = [transform(dict(case))["image"] for transform in (inference, evaluation)]
+    assert images[0].shape == (1, 96, 96, 32)
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize(("weights", "locate"), [(False, None), (True, False)])

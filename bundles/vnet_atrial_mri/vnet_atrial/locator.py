@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from monai.transforms.utils import get_largest_connected_component_mask
 
+from .cases import InputError
+
 __all__ = ["find_box", "has_locator", "patch_size_for", "patch_start"]
 
 logger = logging.getLogger(__name__)
@@ -18,9 +20,15 @@ logger = logging.getLogger(__name__)
 MIN_VOXELS = 10  # a plane belongs to the box when the probabilities in it add up to this
 
 
-def has_locator(weights: str | Path) -> bool:
-    """Returns whether there are weights of a locator; when not, says what follows from it."""
+def has_locator(weights: str | Path, *, default: str | Path) -> bool:
+    """Returns whether there are weights of a locator; when not, says what follows from it.
+
+    Raises:
+        InputError: a file other than `default` was asked for and is not there.
+    """
     found = Path(weights).is_file()
+    if not found and Path(weights) != Path(default):
+        raise InputError([("", str(weights), "there are no such weights")])
     if not found:
         logger.info("%s: no locator, whole volumes are segmented window by window", weights)
     return found
