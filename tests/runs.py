@@ -127,3 +127,26 @@ def same(one: Any, other: Any) -> bool:
 def copy(folder: Path, target: Path) -> Path:
     """Copies a data folder or a folder of weights; returns the copy."""
     return Path(shutil.copytree(folder, target))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(bundle: str, stage: str, **given: Any) -> str:
+    """Message of the `InputError` with which a training ends; it leaves every file as it was."""
+    before = files(given["folder"])
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
+        run(bundle, stage, **given)
+    error: BaseException | None = caught.value
+    while error is not None and type(error).__name__ != "InputError":
+        error = error.__cause__
+    assert error is not None, f"no InputError led to {caught.value!r}"
+    assert files(given["folder"]) == before
+    return str(error)
+
+
+def epochs_of(models: Path, name: str = "training_state.pt") -> int:
+    trainer = load(models / name)["trainer"]
+    return int(trainer["iteration"] // trainer["epoch_length"])

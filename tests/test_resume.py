@@ -157,20 +157,49 @@ def test_best_model(or_equal: bool, after: list[float], tmp_path: Path) -> None:
         saved.append(float(load(path)["weight"]))
     assert saved == after
     assert load(tmp_path / "model_previous.pt") == {"weight": torch.tensor([[7.0]])}
-    assert best.state_dict() == {"best": 0.6}
+    assert [file.name for file in tmp_path.glob("*previous*")] == ["model_previous.pt"]
+    assert best.state_dict()["best"] == 0.6
 
 
-def test_best_model_resumed(tmp_path: Path) -> None:
-    """A best score of before the interruption still has to be beaten."""
-    network, path = nn.Linear(1, 1), tmp_path / "model.pt"
-    best = resume.BestModel(network, str(path))
-    best.load_state_dict({"best": 0.5})
+# What lies at the path when a run goes on that has left 0, with a score of 0.5; after scores of 0.4 and 0.6.
+RESUMED: dict[str, tuple[float | None, list[float], list[float]]] = {
+    "its own": (0, [0, 2], []),  # still has to be beaten
+    "nothing": (None, [1, 2], []),
+    "another's": (7, [7, 2], [7]),
+    "what it saves": (2, [2, 2], []),  # it was killed before it saved its state
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_best_model_resumed(name: str, tmp_path: Path) -> None:
+    """A run ends with weights, replaces its own where they are beaten, and no others without a copy."""
+    lies, after, kept = RESUMED[name]
+    network, path = nn.Linear(1, 1, bias=False), tmp_path / "model.pt"
+    engine, _ = validator(0.5)
+    first = resume.BestModel(network, str(path))
+    first.attach(engine)
+
+    def leave(number: float) -> None:
+        nn.init.constant_(network.weight, number)
+
+    leave(0)
+    engine.run([0])
+    if lies is None:
+        path.unlink()
+    else:
+        leave(lies)
+        resume.save_atomically(network.state_dict(), path)
+    second = resume.BestModel(network, str(path))
+    second.load_state_dict(first.state_dict())
     engine, _ = validator(0.4, 0.6)
-    best.attach(engine)
-    engine.run([0])
-    assert not path.exists()
-    engine.run([0])
-    assert path.exists()
+    second.attach(engine)
+    saved = []
+    for number in (1, 2):
+        leave(number)
+        engine.run([0])
+        saved.append(float(load(path)["weight"]))
+    assert saved == after
+    assert [float(load(file)["weight"]) for file in tmp_path.glob("*_previous.pt")] == kept
 
 
 def test_first_weights_are_saved_without_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from .cases import Case, InputError, case_name
-from .record import running_workflow
+from .record import file_digest, running_workflow
 from .resume import read_tensors
 
-__all__ = ["RunIdentity", "differences", "files_of", "settings_of"]
+__all__ = ["RunIdentity", "differences", "digests_of", "files_of", "settings_of"]
+
+Beside = Callable[[str], Mapping[str, Path] | None]
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +36,18 @@ PLACES = {
     "pseudo_labels",
     "soft_labels",
 }
-PLACES |= {"weights", "state_file", "teacher_weights", "student_weights", "locator_weights", "intensity_file"}
+PLACES |= {"weights", "state_file", "teacher_weights", "student_weights", "locator_weights", "intensity_file", "start"}
+# Files whose content counts, and the ids without which, or with null or false, a training makes no use of them.
+USES = {
+    "start": ("start",),
+    "teacher_weights": ("teacher",),
+    "locator_weights": ("locator", "locate"),
+    "intensity_file": ("intensity",),
+}
+NO_FILE, OWN_FILE = "no file", "the weights that the run itself writes"
 MACHINE = {"device", "amp", "num_workers", "workers", "pin_memory", "cache_rate", "main_process", "timeout"}
+MACHINE |= {"batch_tiles", "batch_voxels"}  # how much is segmented at once
+SCORING = {"shifts", "test_time_flips", "structures"}  # how thoroughly a validation looks, and what is scored
 LOGS = {
     "run_name",
     "experiment_name",
@@ -46,7 +59,7 @@ LOGS = {
 }
 STEPS = {"_meta_", "imports", "initialize", "finalize", "run", "training", "identity", "restart", "max_epochs"}
 CASES = {"cases", "labelled", "check_cases", "train::dataset::data", "validate::dataset::data"}
-IGNORED = PLACES | MACHINE | LOGS | STEPS | CASES
+IGNORED = PLACES | MACHINE | SCORING | LOGS | STEPS | CASES
 HANDLERS = {"CheckpointLoader", "MLFlowHandler", "ProgressBar", "StatsHandler", "TensorBoardStatsHandler"}
 HANDLERS |= {"TrainingState", "ValidationHandler"}
 SHOWN = 8
@@ -56,9 +69,10 @@ LONGEST = 80
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Returns the settings that shape a training: each id of a config that is not ignored, and its value as JSON.
 
-    Ignored are places of files, the machine (device, mixed precision, processes that load), logging and its intervals,
-    the number of epochs, steps and checks, and the handlers that only log, load or save. The number of processes that
-    train, between which batches are shared out, is among the settings.
+    Ignored are places of files, the machine (device, mixed precision, processes that load, how much is segmented at
+    once), how thoroughly a validation looks, logging and its intervals, the number of epochs, steps and checks, and the
+    handlers that only log, load or save. The number of processes that train, between which batches are shared out, is
+    among the settings.
     """
     return {**dict(_leaves(config, "")), "processes": str(idist.get_world_size())}
 
@@ -81,32 +95,61 @@ def _only_logs(handler: Any) -> bool:
     return isinstance(handler, Mapping) and str(handler.get("_target_")).rpartition(".")[2] in HANDLERS
 
 
-def files_of(splits: Sequence[Sequence[Case]]) -> dict[str, dict[str, list[str]]]:
-    """Returns for training and validation the names of the cases, and of each the names and sizes of its files."""
-    return {
-        split: {case_name(case): _files(case) for case in cases} for split, cases in zip(SPLITS, splits, strict=True)
-    }
+def digests_of(workflow: ConfigWorkflow) -> dict[str, str]:
+    """Returns size and SHA-256 of the files beside the cases from which a training starts or learns, by id.
 
-
-def _files(case: Case) -> list[str]:
-    found = []
-    for key, value in case.items():
-        path = Path(value) if key != "case" and isinstance(value, str | Path) else None
-        if path is not None and path.is_file():
-            found.append(f"{path.name} of {path.stat().st_size} bytes")
+    Raises:
+        InputError: when one cannot be read.
+    """
+    config, found = workflow.parser.config, {}
+    for name, uses in USES.items():
+        if name in config and all(config.get(use, True) for use in uses):
+            place = workflow.parser.get_parsed_content(name)
+            if place:
+                found[name] = _digest(Path(place), Path(workflow.parser.get_parsed_content("weights")))
     return found
 
 
-def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
-    """Returns in what two runs differ, a line for each setting and each kind of change in the cases.
+def _digest(path: Path, own: Path) -> str:
+    if path.absolute() == own.absolute():
+        return OWN_FILE
+    try:
+        return file_digest(path) if path.is_file() else NO_FILE
+    except OSError as error:
+        raise InputError([("", str(path), f"cannot be read ({error.strerror})")]) from error
+
+
+def files_of(splits: Sequence[Sequence[Case]], beside: Beside | None = None) -> dict[str, dict[str, list[str]]]:
+    """Returns for training and validation the names of the cases, and of each the names and sizes of its files.
 
     Args:
-        old: fingerprint with `settings` and `cases`; `None` where a state has none.
+        splits: cases to train on, and to validate on.
+        beside: returns of a case's image the files that are read with it, by sequence.
+    """
+    return {
+        split: {case_name(case): _files(case, beside) for case in cases}
+        for split, cases in zip(SPLITS, splits, strict=True)
+    }
+
+
+def _files(case: Case, beside: Beside | None) -> list[str]:
+    paths = [Path(value) for key, value in case.items() if key != "case" and isinstance(value, str | Path)]
+    with suppress(InputError):  # several files that could be a sequence: check_cases reports them with all else
+        paths += (beside(case["image"]) or {}).values() if beside else ()
+    every = dict.fromkeys(path.absolute() for path in paths if path.is_file())
+    return [f"{path.name} of {path.stat().st_size} bytes" for path in every]
+
+
+def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
+    """Returns in what two runs differ, a line for each setting, each file and each kind of change in the cases.
+
+    Args:
+        old: fingerprint with `settings`, `files` and `cases`; `None` where a state has none.
         new: the other one.
     """
     if old is None:
         return ["it does not say which run left it, as those of earlier versions do not"]
-    before, now = old["settings"], new["settings"]
+    before, now = ({**run["settings"], **run.get("files", {})} for run in (old, new))
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     lines = [f"{name}: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names]
     for split in SPLITS:
@@ -142,15 +185,23 @@ class RunIdentity:
         splits: cases to train on, and to validate on.
         max_epochs: how many epochs are asked for.
         restart: whether to start anew, whatever lies there.
+        beside: returns of a case's image the files that are read with it, by sequence.
     """
 
     def __init__(
-        self, state_file: str, splits: Sequence[Sequence[Case]], *, max_epochs: int, restart: bool | str = False
+        self,
+        state_file: str,
+        splits: Sequence[Sequence[Case]],
+        *,
+        max_epochs: int,
+        restart: bool | str = False,
+        beside: Beside | None = None,
     ) -> None:
         self.path = Path(state_file)
         self.splits = splits
         self.max_epochs = max_epochs
         self.restart = str(restart).lower() == "true"  # on the command line "true" is a text
+        self.beside = beside
         self.fingerprint: dict[str, Any] | None = None
         self.anew = True
 
@@ -158,17 +209,25 @@ class RunIdentity:
         """Decides whether to start anew, to go on, or, where the run is finished, to do none of the steps that follow.
 
         Where the cases are given as a list in the place of an expression, as by MONAI Label, which trains in the same
-        folder again and again, another run and a finished one start anew.
+        folder again and again, another run and a finished one start anew. Weights to start from that are gone since
+        count as they were.
 
         Raises:
             InputError: when the file is damaged, or of another run; the message says in what it differs.
         """
         workflow = running_workflow()
         config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
-        self.fingerprint = {"settings": settings_of(config), "cases": files_of(self.splits)}
+        files = digests_of(workflow) if workflow else {}
+        self.fingerprint = {
+            "settings": settings_of(config),
+            "files": files,
+            "cases": files_of(self.splits, self.beside),
+        }
         if self.restart or not self.path.is_file():
             return
         state = read_tensors(self.path, mmap=True)
+        known = (state.get("run") or {}).get("files", {})
+        files |= {name: known[name] for name in files if files[name] == NO_FILE and name in known}
         found = differences(state.get("run"), self.fingerprint)
         epoch = 0 if found else state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
         finished = epoch >= self.max_epochs

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import filecmp
 import logging
 import math
 import random
-import shutil
 from collections.abc import Mapping
 from copy import deepcopy
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .cases import InputError
+from .record import file_digest, keep
 
 if TYPE_CHECKING:
     from .identity import RunIdentity
@@ -38,23 +36,14 @@ logger = logging.getLogger(__name__)
 
 def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
     """Saves `content` so that `path` holds either the old or the new file, whenever the process dies."""
-    path = Path(path)
+    _save_beside(content, Path(path)).replace(path)
+
+
+def _save_beside(content: Mapping[str, Any], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     torch.save(content, partial)
-    partial.replace(path)
-
-
-def _keep(path: Path) -> None:
-    """Copies a file to the first `<name>[_<number>]_previous.pt` that is free, unless one before it is the same."""
-    for number in count(1):
-        kept = path.with_name(f"{path.stem}{f'_{number}' if number > 1 else ''}_previous.pt")
-        if not kept.exists():
-            partial = kept.with_name(kept.name + ".partial")
-            shutil.copyfile(path, partial)
-            partial.replace(kept)
-        if filecmp.cmp(path, kept, shallow=False):
-            return
+    return partial
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
@@ -105,7 +94,8 @@ def epoch_seeds(seed: int, *, process: int, epoch: int) -> list[int]:
 class BestModel:
     """Handler for a validator: keeps the weights of the best validation as a flat state dict.
 
-    Weights that lie at `path` before are kept beside it as `<name>_previous.pt`, `<name>_2_previous.pt` and so on.
+    Weights at `path` that this run has not left there are kept as `<name>_previous.pt`, `<name>_2_previous.pt` and so
+    on. Where there are none, those of any validation are saved, and are the ones to beat.
 
     Args:
         network: network whose weights are saved.
@@ -118,6 +108,7 @@ class BestModel:
         self.path = Path(path)
         self.or_equal = or_equal
         self.best = -math.inf
+        self.saved: str | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attaches to `engine`, whose `state.key_metric_name` names the metric to maximise."""
@@ -131,24 +122,27 @@ class BestModel:
                 torch.distributed.broadcast(buffer, 0)
 
     def __call__(self, engine: Engine) -> None:
-        """Saves the weights when the key metric of this validation is the best of the run."""
+        """Saves the weights when the key metric of this validation is the best of the run, or there are none."""
         value = float(engine.state.metrics[engine.state.key_metric_name])
-        if not (value >= self.best if self.or_equal else value > self.best):
+        better = value >= self.best if self.or_equal else value > self.best
+        if idist.get_rank() > 0 or (self.path.is_file() and not better):
             return
-        if self.best == -math.inf and self.path.is_file() and idist.get_rank() == 0:
-            _keep(self.path)
-        self.best = value
-        if idist.get_rank() == 0:
-            save_atomically(self.network.state_dict(), self.path)
-            logger.info("New best %s %.4f, saved to %s", engine.state.key_metric_name, value, self.path)
+        partial = _save_beside(self.network.state_dict(), self.path)
+        saved = file_digest(partial)
+        # The same weights, too, are this run's: it was killed before it saved its state.
+        if self.path.is_file() and file_digest(self.path) not in (self.saved, saved):
+            keep(self.path)
+        partial.replace(self.path)
+        self.best, self.saved = -math.inf if math.isnan(value) else value, saved
+        logger.info("Weights with %s %.4f saved to %s", engine.state.key_metric_name, value, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the best value so far."""
-        return {"best": self.best}
+        """Returns the best value so far, and which weights have it."""
+        return {"best": self.best, "saved": self.saved}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the best value so far."""
-        self.best = state["best"]
+        """Restores what `state_dict` returned."""
+        self.best, self.saved = state["best"], state.get("saved")
 
 
 class WeightAverage(EMAHandler):
@@ -193,7 +187,7 @@ class TrainingState:
 
     Must be the last handler of the trainer, so that validation and learning-rate steps of an epoch are part of its
     state. Randomness is a function of `seed`, the epoch and the process: a resumed run draws what the uninterrupted one
-    would have drawn. The state of an earlier run, when a new one starts, is set aside as `<name>_previous.pt`.
+    would have drawn. The state of an earlier run, when a new one starts, is set aside as weights are.
 
     A trainer that runs without its identity being checked starts from the weights that the network has, with optimizers
     and schedules as they were at first, and keeps no state: so do the rounds of federated learning.
@@ -258,10 +252,9 @@ class TrainingState:
         if state is None:
             return
         if self.identity is not None and self.identity.anew:
-            kept = self.path.with_name(f"{self.path.stem}_previous.pt")
             if idist.get_rank() == 0:
-                self.path.replace(kept)
-                logger.warning("A new run starts; the state of the one before is kept as %s", kept)
+                logger.warning("A new run starts; the state of the one before is kept as %s", keep(self.path))
+                self.path.unlink()
             return
         max_epochs = engine.state.max_epochs
         try:

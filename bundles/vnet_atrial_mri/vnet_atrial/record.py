@@ -1,18 +1,22 @@
 # Identical in every bundle; python -m tools check compares the copies.
-"""A run's record of itself, as JSON: settings, versions, cases and times; and what MONAI's MLflow handler lacks."""
+"""A run's record of itself, as JSON; what MONAI's MLflow handler lacks; digests and copies of files."""
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import inspect
 import json
 import os
 import platform
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.handlers import MLFlowHandler
 
-__all__ = ["record_run", "running_workflow"]
+__all__ = ["file_digest", "keep", "record_run", "running_workflow"]
 
 PACKAGES = ("monai", "torch", "numpy", "pytorch-ignite")
 PATHS = ("dataset_dir", "state_file", "weights")
@@ -94,6 +98,32 @@ def running_workflow() -> ConfigWorkflow | None:
             return owner
         frame = frame.f_back
     return None
+
+
+def file_digest(path: Path) -> str:
+    """Returns the size of a file and the SHA-256 of its content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return f"{path.stat().st_size} bytes, sha256 {digest.hexdigest()}"
+
+
+def keep(path: Path) -> Path:
+    """Copies a file to the first `<name>[_<number>]_previous.pt` that is free, unless one before it is the same.
+
+    Returns:
+        The copy.
+    """
+    for number in count(1):
+        kept = path.with_name(f"{path.stem}{f'_{number}' if number > 1 else ''}_previous.pt")
+        if not kept.exists():
+            partial = kept.with_name(kept.name + ".partial")
+            shutil.copyfile(path, partial)
+            partial.replace(kept)
+        if filecmp.cmp(path, kept, shallow=False):
+            break
+    return kept
 
 
 def _paths(workflow: ConfigWorkflow | None) -> dict[str, str]:
