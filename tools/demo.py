@@ -147,8 +147,7 @@ def fingerprint(folder: Path) -> str:
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
-    Where none was finished earlier, training states that lie in the commands' `ckpt_dir` are set aside as
-    `*_previous.pt`: a bundle resumes no other run's, and a finished run's would end its training at once.
+    A plan that starts anew sets training states in its folders of weights aside: they would end or refuse its trainings.
 
     Args:
         plan: what to run.
@@ -163,8 +162,7 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     done = earlier.get("finished", [])
     goes_on = earlier.get("version") == version and commands[: len(done)] == done
     skip = len(done) if goes_on else 0
-    if not goes_on:
-        _set_states_aside(plan)
+    _set_states_aside([] if goes_on else plan)
     _note(progress, version, commands[:skip])
     environment = {"PYTHONWARNINGS": "ignore"} | os.environ
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
@@ -192,7 +190,7 @@ def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
 
 def _set_states_aside(plan: Sequence[Stage]) -> None:
     folders = {stage.command[stage.command.index("--ckpt_dir") + 1] for stage in plan if "--ckpt_dir" in stage.command}
-    for state in [state for folder in folders for state in Path(folder).glob("*training_state.pt")]:
+    for state in [file for folder in folders for file in Path(folder).glob("*training_state.pt")]:
         state.replace(state.with_name(f"{state.stem}_previous.pt"))
 
 
