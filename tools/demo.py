@@ -66,9 +66,8 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         FileNotFoundError: DATA is not a folder or holds no case.
         SystemExit: a command failed; the message repeats it.
     """
-    start = time.monotonic()
+    start, output = time.monotonic(), output or f"demo/{bundle}"
     folder, recipe = _recipe(bundle)
-    output = output or f"demo/{bundle}"
     chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
     scenario = recipe["phantoms" if data is None else "data"]
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
@@ -147,7 +146,7 @@ def fingerprint(folder: Path) -> str:
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
-    A plan that starts anew sets training states in its folders of weights aside: they would end or refuse its trainings.
+    A plan that starts anew sets states in its folders of weights aside: they would end or refuse its trainings.
 
     Args:
         plan: what to run.
@@ -189,9 +188,9 @@ def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
 
 
 def _set_states_aside(plan: Sequence[Stage]) -> None:
-    folders = {stage.command[stage.command.index("--ckpt_dir") + 1] for stage in plan if "--ckpt_dir" in stage.command}
-    for state in [file for folder in folders for file in Path(folder).glob("*training_state.pt")]:
-        state.replace(state.with_name(f"{state.stem}_previous.pt"))
+    for folder in {s.command[s.command.index("--ckpt_dir") + 1] for s in plan if "--ckpt_dir" in s.command}:
+        for state in list(Path(folder).glob("*training_state.pt")):
+            state.replace(state.with_name(f"{state.stem}_previous.pt"))
 
 
 def collect(recipe: Recipe, places: Places) -> list[dict[str, str]]:
