@@ -1,0 +1,61 @@
+# Identical in every bundle; python -m tools check compares the copies.
+"""Files that are there complete or not at all, whenever the process dies and whoever else writes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+__all__ = ["atomic_write", "write_table", "write_text"]
+
+LONGEST_NAME = 200
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yields a new path beside `path`; the file written there takes its place once the block ends without error.
+
+    The new path has the ending of `path`, by which libraries choose a format. Its folder is made if need be.
+
+    Raises:
+        OSError: when the content does not reach the disk; `path` is as it was, and nothing is left beside it.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".partial-{uuid4().hex[:12]}-{target.name[-LONGEST_NAME:]}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file in UTF-8."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+
+
+def write_table(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as CSV.
+
+    Args:
+        path: the file.
+        rows: values by column; the columns are those of all rows, in the order in which they first occur. NaN and what
+            a row lacks are empty fields.
+    """
+    text = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    table = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
+    write_text(path, text.getvalue())
