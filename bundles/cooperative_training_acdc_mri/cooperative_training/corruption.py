@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from .artefacts import ARTEFACTS, check_artefacts, make_artefact
 from .cases import Case, InputError
+from .files import atomic_write, write_text
 
 __all__ = ["CorruptedSets", "cases_of", "corrupt", "draw_seed"]
 
@@ -200,16 +201,12 @@ class CorruptedSets:
         path = self.root / name / "manifest.json"
         manifest = self.manifests[name]
         ordered = {**manifest, "volumes": dict(sorted(manifest["volumes"].items()))}
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(ordered, indent=1) + "\n")
 
 
 def _save(array: np.ndarray[Any, Any], path: Path, *, affine: np.ndarray[Any, Any], dtype: type[np.integer]) -> None:
     image = nib.Nifti1Image(array, affine)
     image.set_data_dtype(dtype)  # nibabel finds the slope for floating-point arrays
     image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial_{path.name}")
-    nib.save(image, partial)
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        nib.save(image, partial)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
 from .cases import InputError
 from .checks import STRUCTURES
+from .evaluation import CaseTable, Row, voxel_volume
+from .files import write_table
 
 __all__ = ["CaseReport", "CaseScores", "hd95", "scores", "summarise"]
 
 NAMES = ("case", "patient", "frame", "set")
-
-Row = dict[str, Any]
 
 
 def scores(
@@ -124,20 +122,10 @@ def _statistics(name: str, values: Sequence[float], present: Sequence[float]) ->
     return found | {"mean_present": float(there.mean()) if there.size else math.nan}
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows as CSV, NaN as an empty field; the file appears complete or not at all."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text.getvalue(), encoding="utf-8")
-    partial.replace(path)
-
-
-class CaseScores:
+class CaseScores(CaseTable):
     """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
+
+    The summary also has `failed`, how many cases of a set could not be scored.
 
     The means go into `engine.state.metrics` too, `<set>/<score>` where there are several sets; a `StatsHandler` that
     follows shows them.
@@ -150,62 +138,53 @@ class CaseScores:
         InputError: when there is no structure, or one of another name.
     """
 
+    named = NAMES
+
     def __init__(self, path: str, *, structures: Sequence[str] = STRUCTURES) -> None:
         if not structures or not set(structures) <= set(STRUCTURES):
             rule = f"must be some of {', '.join(STRUCTURES)}, got {list(structures)}"
             raise InputError([("", "structures", rule)])
-        self.path = Path(path)
+        super().__init__(path)
         self.structures = list(structures)
-        self.rows: list[Row] = []
-        self.present: list[list[str]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator of cases with `NAMES`; `pred` and `label` of its output lie on one grid."""
-        engine.add_event_handler(Events.STARTED, self.rows.clear)
-        engine.add_event_handler(Events.STARTED, self.present.clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+    def row(self, item: Mapping[str, Any]) -> Row:
+        """Returns names and scores of one case; label maps are `(1, H, W, D)` and lie on one grid."""
+        label: MetaTensor = item["label"]
+        names, volumes = {name: item[name] for name in NAMES}, (item["pred"][0], label[0])
+        return names | scores(*volumes, spacing=label.pixdim.tolist(), structures=self.structures)
 
-    def add(self, engine: Engine) -> None:
-        """Adds the cases of one iteration; label maps are `(1, H, W, D)`."""
-        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            label: MetaTensor = output["label"]
-            names = {name: case[name] for name in NAMES}
-            volumes = output["pred"][0], label[0]
-            self.rows.append(names | scores(*volumes, spacing=label.pixdim.tolist(), structures=self.structures))
-            self.present.append([name for name in self.structures if (label == _value(name)).any()])
+    def holds(self, item: Mapping[str, Any]) -> list[str]:
+        """Returns the structures that the reference holds."""
+        return [name for name in self.structures if (item["label"] == _value(name)).any()]
 
     def write(self, engine: Engine) -> None:
         """Writes both tables."""
-        summary = summarise(self.rows, self.present)
+        super().write(engine)
+        failed = Counter(row["set"] for row in self.failed)
+        summary = summarise(self.rows, self.held) if self.rows else []
+        unscored = [name for name in failed if name not in {row["set"] for row in summary}]
+        summary += [{"set": name, "score": "dice", "cases": 0} for name in unscored]
+        failed["over sets"] = failed.total()
         several = len({row["set"] for row in summary}) > 1
         for row in summary:
-            engine.state.metrics[f"{row['set']}/{row['score']}" if several else row["score"]] = row["mean"]
-        _write(self.path, self.rows)
-        _write(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
+            row["failed"] = failed[row["set"]]
+            name = f"{row['set']}/{row['score']}" if several else row["score"]
+            engine.state.metrics[name] = row.get("mean", math.nan)
+        write_table(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
 
 
-class CaseReport:
+class CaseReport(CaseTable):
     """Handler of an inference run: a table with the volumes of the structures in each scan.
 
     Args:
-        path: CSV with `case`, `RV_ml`, `MYO_ml`, `LV_ml` and the scan's file, written when the run ends.
+        path: CSV with `case`, `RV_ml`, `MYO_ml`, `LV_ml`, the scan's file and `error`, written when the run ends.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-        self.rows: list[Row] = []
+    named = ("case", "image")
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator of cases with `case` and `image`, whose output has a label map `pred`."""
-        engine.add_event_handler(Events.STARTED, self.rows.clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: _write(self.path, self.rows))
-
-    def add(self, engine: Engine) -> None:
-        """Adds the scans of one iteration; label maps are `(1, H, W, D)`."""
-        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            mask: MetaTensor = output["pred"]
-            voxel = float(mask.pixdim.prod()) / 1000
-            volumes = {f"{name}_ml": round(int((mask == _value(name)).sum()) * voxel, 2) for name in STRUCTURES}
-            self.rows.append({"case": case["case"], **volumes, "image": mask.meta["filename_or_obj"]})
+    def row(self, item: Mapping[str, Any]) -> Row:
+        """Returns volumes and file of one scan; its label map `pred` is `(1, H, W, D)`."""
+        mask: MetaTensor = item["pred"]
+        voxel = voxel_volume(mask) / 1000
+        volumes = {f"{name}_ml": round(int((mask == _value(name)).sum()) * voxel, 2) for name in STRUCTURES}
+        return {"case": item["case"], **volumes, "image": mask.meta["filename_or_obj"]}

@@ -12,6 +12,7 @@ import torch
 from monai.utils import optional_import
 
 from .cases import InputError
+from .files import atomic_write
 from .masking import LatentMasking
 from .networks import CooperativeNetwork
 from .training import CooperativeTraining
@@ -99,11 +100,8 @@ def draw(groups: Panels, path: str | Path) -> None:
             for panel, array in zip(column, stack[:, 0].cpu().numpy(), strict=True):
                 panel.imshow(array.T, **look)
                 panel.set_axis_off()
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    figure.savefig(partial, format="png")
-    partial.replace(target)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def draw_hard_examples(

@@ -12,6 +12,7 @@ from typing import Any
 from .cases import Case, InputError, case_name
 from .data import soft_label_file
 from .ensemble import Ensemble
+from .files import write_text
 
 __all__ = ["Annotation", "file_digest"]
 
@@ -62,10 +63,7 @@ class Annotation:
         if mark.is_file() and mark.read_text(encoding="utf-8") != text:
             rule = "the folder is of another ensemble or other settings: remove it, or choose another"
             raise InputError([("", str(mark), rule)])
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = mark.with_suffix(".partial")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(mark)
+        write_text(mark, text)
         remaining = len(self.remaining)
         logger.info("%d of %d cases have soft labels already", len(self.cases) - remaining, len(self.cases))
         if remaining:

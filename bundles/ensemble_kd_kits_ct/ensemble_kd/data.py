@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .cases import InputError
+from .writing import safe_name
 
 __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "soft_label_file", "with_soft_labels"]
 
@@ -225,7 +226,8 @@ def root_folder(dataset_dir: str | Path) -> str:
 
 def soft_label_file(folder: str | Path, case: str, *, kind: str = "soft") -> Path:
     """Returns where the ensemble leaves the `soft` labels, their `spread` or the `label` map of a case."""
-    return Path(folder).absolute() / case / f"{case}_{kind}.nii.gz"
+    name = safe_name(case)
+    return Path(folder).absolute() / name / f"{name}_{kind}.nii.gz"
 
 
 def with_soft_labels(cases: Mapping[str, list[Case]], folder: str | Path | bool | None) -> dict[str, list[Case]]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from .cases import InputError
+from .evaluation import CaseTable, Row, voxel_volume
+from .files import write_table
 
 __all__ = ["KITS_STRUCTURES", "CaseReport", "CaseScores", "published_scores", "scores", "summarise"]
 
@@ -179,10 +178,11 @@ def _statistics(values: NDArray[np.float64], *, rising: bool) -> dict[str, float
     return {key: float(value) for key, value in zip(("mean", "sd", "median", "worst", "best"), found, strict=True)}
 
 
-class CaseScores:
+class CaseScores(CaseTable):
     """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
 
-    Its column `dice` is the mean over the structures. Distances that are not defined are empty fields.
+    Its column `dice` is the mean over the structures. Distances that are not defined are empty fields. The summary also
+    has `failed`, how many cases could not be scored.
 
     The means go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
 
@@ -198,44 +198,41 @@ class CaseScores:
     def __init__(self, path: str, *, structures: Structures = KITS_STRUCTURES, published: bool = False) -> None:
         if not structures or not all(structures.values()):
             raise InputError([("", "structures", f"must be names with label values, got {dict(structures)}")])
-        self.path = Path(path)
+        super().__init__(path)
         self.structures = {name: list(values) for name, values in structures.items()}
         self.published = published
-        self.rows: list[dict[str, Any]] = []
-        self.present: list[dict[str, bool]] = []
-        self.published_rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator whose batches are lists of cases with `case`, and whose output has both maps."""
-        for rows in (self.rows, self.present, self.published_rows):
-            engine.add_event_handler(Events.STARTED, rows.clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
+    def row(self, item: Mapping[str, Any]) -> Row:
+        """Returns the scores of one case; `pred` and `label` are `(1, H, W, D)` and lie on one grid."""
+        found = scores(*self._volumes(item), spacing=item["label"].pixdim.tolist(), structures=self.structures)
+        mean = float(np.mean([found[f"dice_{name}"] for name in self.structures]))
+        return {"case": item["case"], "dice": mean, **found}
 
-    def add(self, engine: Engine) -> None:
-        """Adds the cases of one iteration; `pred` and `label` are `(1, H, W, D)` and lie on one grid."""
-        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            label: MetaTensor = output["label"]
-            volumes, spacing = (output["pred"][0], label[0]), label.pixdim.tolist()
-            found = scores(*volumes, spacing=spacing, structures=self.structures)
-            mean = float(np.mean([found[f"dice_{name}"] for name in self.structures]))
-            self.rows.append({"case": case["case"], "dice": mean, **found})
-            masks = _masks(*volumes, self.structures)
-            self.present.append({name: bool(true.any()) for name, _, true in masks})
-            if self.published:
-                measured = published_scores(*volumes, spacing=spacing, structures=self.structures)
-                self.published_rows.append({"case": case["case"], **measured})
+    def holds(self, item: Mapping[str, Any]) -> tuple[dict[str, bool], Row]:
+        """Returns whether the reference holds each structure, and the row of published scores where they are wanted."""
+        volumes, spacing = self._volumes(item), item["label"].pixdim.tolist()
+        present = {name: bool(true.any()) for name, _, true in _masks(*volumes, self.structures)}
+        if not self.published:
+            return present, {}
+        measured = published_scores(*volumes, spacing=spacing, structures=self.structures)
+        return present, {"case": item["case"], **measured}
+
+    @staticmethod
+    def _volumes(item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return item["pred"][0], item["label"][0]
 
     def write(self, engine: Engine) -> None:
         """Writes the tables."""
-        summary = summarise(self.rows, self.present)
-        engine.state.metrics.update((line["score"], line["mean"]) for line in summary)
-        tables = {"": self.rows, "_summary": summary} | ({"_published": self.published_rows} if self.published else {})
+        super().write(engine)
+        summary = summarise(self.rows, [present for present, _ in self.held]) if self.rows else []
+        summary = [line | {"failed": len(self.failed)} for line in summary or [{"score": "dice", "cases": 0}]]
+        engine.state.metrics.update((line["score"], line.get("mean", math.nan)) for line in summary)
+        tables = {"summary": summary} | ({"published": [row for _, row in self.held]} if self.published else {})
         for ending, rows in tables.items():
-            _write(self.path.with_name(f"{self.path.stem}{ending}.csv"), rows)
+            write_table(self.path.with_name(f"{self.path.stem}_{ending}.csv"), rows)
 
 
-class CaseReport:
+class CaseReport(CaseTable):
     """Handler of an inference run: a table with the volume of every structure in ml and the file of every scan.
 
     Args:
@@ -243,37 +240,16 @@ class CaseReport:
         structures: see `scores`.
     """
 
+    named = ("case", "image")
+
     def __init__(self, path: str, *, structures: Structures = KITS_STRUCTURES) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.structures = {name: torch.tensor(values) for name, values in structures.items()}
-        self.rows: list[dict[str, Any]] = []
 
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator whose batches are lists of cases, and whose output has the label map `pred`."""
-        engine.add_event_handler(Events.STARTED, self.rows.clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.write)
-
-    def add(self, engine: Engine) -> None:
-        """Adds the cases of one iteration."""
-        for case, output in zip(engine.state.batch, engine.state.output, strict=True):
-            label: MetaTensor = output["pred"]
-            voxel = float(label.pixdim.prod()) / 1000
-            voxels = {name: int(torch.isin(label.cpu(), values).sum()) for name, values in self.structures.items()}
-            volumes = {f"{name}_ml": round(count * voxel, 2) for name, count in voxels.items()}
-            self.rows.append({"case": case["case"], **volumes, "image": label.meta["filename_or_obj"]})
-
-    def write(self, engine: Engine) -> None:
-        """Writes the table."""
-        _write(self.path, self.rows)
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as CSV, NaN as an empty field; the file appears complete or not at all."""
-    table = io.StringIO()
-    fields = [["" if value != value else value for value in row.values()] for row in rows]
-    csv.writer(table, lineterminator="\n").writerows([list(rows[0]), *fields])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text(table.getvalue(), encoding="utf-8")
-    unfinished.replace(path)
+    def row(self, item: Mapping[str, Any]) -> Row:
+        """Returns volumes and file of one scan, whose label map is `pred`."""
+        label: MetaTensor = item["pred"]
+        voxel = voxel_volume(label) / 1000
+        voxels = {name: int(torch.isin(label.cpu(), values).sum()) for name, values in self.structures.items()}
+        volumes = {f"{name}_ml": round(count * voxel, 2) for name, count in voxels.items()}
+        return {"case": item["case"], **volumes, "image": label.meta["filename_or_obj"]}

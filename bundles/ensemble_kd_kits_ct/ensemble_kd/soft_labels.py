@@ -16,6 +16,7 @@ from monai.utils import ensure_tuple
 
 from .cases import InputError
 from .windows import SUM_TOLERANCE
+from .writing import write_volume
 
 __all__ = ["LoadSoftLabelsd", "SaveMapsd", "grid_of", "problem_of_soft_labels"]
 
@@ -35,6 +36,7 @@ class SaveMapsd(MapTransform):
         keys: the maps.
         file: from a case's name and a kind to the path, for example `annotation.Annotation.file`.
         kinds: what they are in the files' names, by default what their keys are.
+        on_scan: whether the maps are on the scan's own grid.
         dtype: of maps that are no label maps: `float32`, `uint16` (half its size, exact to 8e-6) or `uint8` (a quarter,
             to 2e-3); for each key or for all.
 
@@ -48,10 +50,12 @@ class SaveMapsd(MapTransform):
         *,
         file: Callable[[str, str], Path],
         kinds: KeysCollection | None = None,
+        on_scan: bool = False,
         dtype: str | Sequence[str] = "float32",
     ) -> None:
         super().__init__(keys)
         self.file = file
+        self.on_scan = on_scan
         self.kinds = [str(kind) for kind in ensure_tuple(self.keys if kinds is None else kinds)]
         self.dtypes = [dtype] * len(self.keys) if isinstance(dtype, str) else list(dtype)
         if unknown := sorted(set(self.dtypes) - {"float32", *STEPS}):
@@ -67,23 +71,16 @@ class SaveMapsd(MapTransform):
         for key, kind, dtype in self.key_iterator(item, self.kinds, self.dtypes):
             volume: MetaTensor = item[key]
             values = volume.as_tensor().movedim(0, -1).cpu().numpy()
-            _write(values[..., 0] if values.shape[-1] == 1 else values, volume, dtype, self.file(item["case"], kind))
+            affine = volume.meta["original_affine"] if self.on_scan else volume.affine
+            step = STEPS.get(dtype) if values.dtype.kind == "f" else None
+            write_volume(
+                self.file(item["case"], kind),
+                values if step is None else np.rint(values * step).clip(0, step).astype(dtype),  # no wrap around
+                affine=torch.as_tensor(affine).double().cpu().numpy(),
+                like=volume.meta["filename_or_obj"] if self.on_scan else None,
+                slope=None if step is None else 1 / step,
+            )
         return item
-
-
-def _write(values: np.ndarray, volume: MetaTensor, dtype: str, path: Path) -> None:
-    step = STEPS.get(dtype) if values.dtype.kind == "f" else None
-    stored = values if step is None else np.rint(values * step).clip(0, step).astype(dtype)  # no wrap around
-    image = nibabel.Nifti1Image(stored, volume.affine.cpu().double().numpy())
-    if step is not None:
-        image.header.set_slope_inter(1 / step, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")  # the format goes by the ending
-    try:
-        nibabel.save(image, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class LoadSoftLabelsd(MapTransform):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .regions import REGIONS, region_mask
 from .tables import CaseScores, Item
 from .uncertainty import uncertainty_scores
@@ -14,7 +16,7 @@ class UncertainCaseScores(CaseScores):
 
     lower_is_better = ("hd95", "ftp_auc", "ftn_auc")
 
-    def row(self, item: Item) -> dict[str, float]:
+    def row(self, item: Item) -> dict[str, Any]:
         """Returns the scores of one case.
 
         Args:

@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
+from .evaluation import CaseTable, voxel_volume
+from .files import write_table
 from .regions import CLASSES, REGIONS, VALUES, region_mask
 
 __all__ = ["CaseReport", "CaseScores", "Item", "scores"]
@@ -54,54 +54,12 @@ def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[f
     return {**named, "dice": float(dice.mean()), **distances}
 
 
-class _Table:
-    """Handler that gathers one row per case and writes them when the run ends."""
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator whose batches are lists of cases with their name `case`."""
-        events = {Events.STARTED: self.clear, Events.ITERATION_COMPLETED: self.add, Events.EPOCH_COMPLETED: self.write}
-        for event, reaction in events.items():
-            engine.add_event_handler(event, reaction)
-
-    def clear(self) -> None:
-        """Forgets the rows of an earlier run."""
-        self.rows = []
-
-    def row(self, item: Item) -> dict[str, Any]:
-        """Returns what the table says of one case, from the entries of its batch and its output."""
-        raise NotImplementedError
-
-    def add(self, engine: Engine) -> None:
-        """Adds the cases of one iteration."""
-        pairs = zip(engine.state.batch, engine.state.output, strict=True)
-        self.rows += [{"case": case["case"], **self.row({**case, **output})} for case, output in pairs]
-
-    def write(self, engine: Engine) -> None:
-        """Writes the table."""
-        _save(self.path, self.rows)
-
-
-def _save(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows with the same keys as CSV, NaN as an empty field; no reader ever sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".csv.partial")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(rows[0])
-        lines.writerows(["" if value != value else value for value in row.values()] for row in rows)
-    unfinished.replace(path)
-
-
-class CaseScores(_Table):
+class CaseScores(CaseTable):
     """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
 
     A summary has `cases`, how many have a finite score, and over these `mean`, `sd` (of the population), `median`,
     `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds the region
-    `present`, how many have a finite score, and their `mean_present`.
+    `present`, how many have a finite score, and their `mean_present`; `failed`, how many cases could not be scored.
 
     The means over all cases go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
 
@@ -114,39 +72,38 @@ class CaseScores(_Table):
 
     lower_is_better: tuple[str, ...] = ("hd95",)
 
-    def clear(self) -> None:
-        """Forgets the rows of an earlier run."""
-        super().clear()
-        self.held: list[set[str]] = []
-
-    def row(self, item: Item) -> dict[str, float]:
+    def row(self, item: Item) -> dict[str, Any]:
         """Returns the scores of one case.
 
         Args:
             item: `pred` and `label` `(1, H, W, D)`, in the values of files and on one grid.
         """
         label: MetaTensor = item["label"]
-        self.held.append({region for region in REGIONS if region_mask(label, region).any()})
-        return scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
+        return {"case": item["case"], **scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())}
+
+    def holds(self, item: Item) -> set[str]:
+        """Returns the regions that the reference holds."""
+        return {region for region in REGIONS if region_mask(item["label"], region).any()}
 
     def write(self, engine: Engine) -> None:
         """Writes both tables."""
         super().write(engine)
         summary = [
             _summary(name, self.rows, self.held, lower_is_better=name.startswith(self.lower_is_better))
-            for name in self.rows[0]
+            | {"failed": len(self.failed)}
+            for name in (self.rows[0] if self.rows else ["dice"])
             if name != "case"
         ]
         engine.state.metrics |= {line["score"]: line["mean"] for line in summary}
-        _save(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
+        write_table(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
 
 
 def _summary(
     name: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Collection[str]], *, lower_is_better: bool
 ) -> dict[str, Any]:
-    values, region = np.array([row[name] for row in rows]), name.rpartition("_")[2]
+    values, region = np.array([row[name] for row in rows], dtype=float), name.rpartition("_")[2]
     finite = np.isfinite(values)
-    present = finite & [region not in REGIONS or region in regions for regions in held]
+    present = finite & np.array([region not in REGIONS or region in regions for regions in held], dtype=bool)
     statistics = [math.nan] * 5
     if finite.any():
         known = values[finite]
@@ -158,12 +115,14 @@ def _summary(
     return {"score": name, "cases": int(finite.sum()), **named, **counted, "mean_present": mean_present}
 
 
-class CaseReport(_Table):
+class CaseReport(CaseTable):
     """Handler of an inference run: a table with the volumes of the tumour's parts in each scan.
 
     Args:
-        path: CSV with `case`, `NCR_ml`, `ED_ml`, `ET_ml` and the file `image`, written when the run ends.
+        path: CSV with `case`, `NCR_ml`, `ED_ml`, `ET_ml`, the file `image` and `error`, written when the run ends.
     """
+
+    named = ("case", "image")
 
     def row(self, item: Item) -> dict[str, Any]:
         """Returns volumes and file of one scan.
@@ -172,7 +131,7 @@ class CaseReport(_Table):
             item: `pred` `(1, H, W, D)`, in the values of files.
         """
         pred: MetaTensor = item["pred"]
-        voxel = float(pred.pixdim.prod()) / 1000
+        voxel = voxel_volume(pred) / 1000
         parts = list(zip(CLASSES, VALUES, strict=True))[1:]
         volumes = {f"{name}_ml": round(int((pred == value).count_nonzero()) * voxel, 2) for name, value in parts}
-        return volumes | {"image": pred.meta["filename_or_obj"]}
+        return {"case": item["case"], **volumes, "image": pred.meta.get("source", pred.meta["filename_or_obj"])}

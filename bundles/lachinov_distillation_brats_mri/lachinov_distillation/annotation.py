@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -10,36 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.data import NibabelWriter
 
 from .cases import Case, InputError, case_name
 from .datalist import write_datalist
 from .ensemble import Ensemble
+from .files import write_text
+from .writing import safe_name
 
-__all__ = ["Annotation", "AtomicNiftiWriter"]
+__all__ = ["Annotation"]
 
 logger = logging.getLogger(__name__)
 
 LABEL_ORDER = ["NCR", "ED", "ET", "ET"]
-
-
-class AtomicNiftiWriter(NibabelWriter):
-    """MONAI's writer of NIfTI files, whose file is there complete or not at all, even when the disk is full."""
-
-    def write(self, filename: str | Path, verbose: bool = False, **kwargs: Any) -> None:
-        """Writes the volume to `filename`.
-
-        Raises:
-            OSError: when it cannot be written; what was written of it is removed.
-        """
-        path = Path(filename)
-        partial = path.with_name(f".partial-{path.name}")  # the format goes by the ending
-        try:
-            super().write(partial, verbose=verbose, **kwargs)
-            partial.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 class Annotation:
@@ -67,7 +48,7 @@ class Annotation:
 
     def file(self, case: Case, kind: str) -> Path:
         """Returns where the `label`, `soft` or `disagreement` map of a case lies."""
-        name = case_name(case)
+        name = safe_name(case_name(case))
         return self.folder / name / f"{name}_{kind}.nii.gz"
 
     @property
@@ -89,18 +70,15 @@ class Annotation:
                 raise InputError([("", str(mark), rule)])
             logger.info("%d of %d cases are annotated already", len(self.cases) - len(self.remaining), len(self.cases))
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = mark.with_suffix(".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(mark)
+        write_text(mark, text)
 
     def attach(self, engine: Engine) -> None:
         """Attaches to the evaluator that annotates."""
         engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def finish(self, engine: Engine | None = None) -> None:
-        """Writes the datalist of all annotated cases."""
-        records = [self._record(case) for case in self.cases]
+        """Writes the datalist of all annotated cases; those that failed are not in it."""
+        records = [self._record(case) for case in self.cases if self.file(case, "label").is_file()]
         write_datalist(self.folder / "datalist.json", {"training": records})
         logger.info("%d annotated cases are listed in %s", len(records), self.folder / "datalist.json")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .cases import InputError
 from .data import find_scans
+from .files import write_text
 
 __all__ = ["read_datalist", "unlabelled_cases", "with_pseudo_labels", "write_datalist"]
 
@@ -68,10 +69,7 @@ def write_datalist(path: str | Path, lists: Mapping[str, Sequence[Case]]) -> Non
         split: [case | {key: _relative(case[key], target.parent) for key in PATHS if case.get(key)} for case in cases]
         for split, cases in lists.items()
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(target.name + ".partial")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(target)
+    write_text(target, json.dumps(content, indent=1) + "\n")
 
 
 def _relative(file: str, folder: Path) -> str:

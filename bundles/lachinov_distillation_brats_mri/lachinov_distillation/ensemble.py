@@ -17,6 +17,7 @@ from torch import nn
 
 from .cases import Case, InputError, case_name
 from .conversions import class_probabilities, region_probabilities
+from .evaluation import voxel_volume
 from .labelling import as_bytes, discretise_classes, remove_small_components
 from .labels import CHANNELS, mapped
 from .regions import CLASSES, VALUES
@@ -260,7 +261,7 @@ class EnsembleLabeld(MapTransform):
             mean = votes / count
             disagreement = (1 - impurity / count - mean.square().sum(1, keepdim=True)).clamp(min=0)
             soft = as_bytes(region_probabilities(mean))
-            label = self._cleaned(discretise_classes(votes[0]), voxel=float(sums.pixdim.prod()))
+            label = self._cleaned(discretise_classes(votes[0]), voxel=voxel_volume(sums))
             made = {key: label[None], "soft": soft[0], "disagreement": disagreement[0]}
             item |= {name: MetaTensor(volume, meta=sums.meta) for name, volume in made.items()}
         return item

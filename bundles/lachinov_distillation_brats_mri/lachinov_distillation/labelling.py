@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor, optional_import
 
+from .evaluation import voxel_volume
 from .regions import VALUES
 
 __all__ = ["LabelRegionsd", "as_bytes", "discretise_classes", "label_regions", "remove_small_components"]
@@ -128,7 +128,7 @@ class LabelRegionsd(MapTransform):
                 probabilities,
                 threshold=self.threshold,
                 minimum_enhancing=self.minimum_enhancing,
-                voxel_volume=math.prod(probabilities.pixdim.tolist()),
+                voxel_volume=voxel_volume(probabilities),
             )
             label = remove_small_components(label, fraction=self.fraction)
             if self.soft:

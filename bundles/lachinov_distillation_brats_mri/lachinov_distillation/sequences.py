@@ -14,6 +14,7 @@ from monai.transforms import LoadImage, MapTransform
 
 from .cases import InputError
 from .data import sequence_files
+from .writing import scan_of_case
 
 __all__ = ["LoadSequencesd", "brain_mask", "channels_of"]
 
@@ -80,8 +81,8 @@ class LoadSequencesd(MapTransform):
         for key in self.key_iterator(item):
             path = Path(item[key])
             scan = self._read(path, item.get("stack") or self.stack)
-            named = path.name if "case" not in item else f"{item['case']}.nii.gz"
-            scan.meta["filename_or_obj"] = str(path.with_name(named))
+            scan.meta["source"] = scan.meta["filename_or_obj"]
+            scan.meta["filename_or_obj"] = scan_of_case(path, item["case"]) if "case" in item else str(path)
             if self.mask_from:
                 channels = [self.needed.index(name) for name in self.mask_from]
                 item[self.mask_key] = brain_mask(scan[channels]).to(torch.uint8)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .cases import InputError
+from .writing import file_stem
 
 __all__ = ["find_images", "read_split", "root_folder"]
 
@@ -110,14 +111,14 @@ def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[
     """
     root = Path(dataset_dir).absolute()
     if root.is_file():
-        return [{"case": root.name.split(".")[0], "image": str(root)}]
+        return [{"case": file_stem(root), "image": str(root)}]
     root = _existing(root)
     cases = []
     for entry in sorted(root.iterdir()):
         if entry.is_dir() and Path(_volume(entry, image)).is_file():
             cases.append({"case": entry.name, "image": _volume(entry, image)})
         elif entry.is_file() and entry.name.endswith(SUFFIXES):
-            cases.append({"case": entry.name.split(".")[0], "image": str(entry)})
+            cases.append({"case": file_stem(entry), "image": str(entry)})
     if not cases:
         raise InputError([("", str(root), f"holds neither <case>/{image}.* nor a volume {' '.join(SUFFIXES)}")])
     return cases

@@ -24,7 +24,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The new path has the ending of `path`, by which libraries choose a format. Its folder is made if need be.
 
     Raises:
-        OSError: when the content does not reach the disk; `path` is as it was, and nothing is left beside it.
+        OSError: when the content does not reach the disk; it names `path`, which is as it was, and nothing is left
+            beside it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +35,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

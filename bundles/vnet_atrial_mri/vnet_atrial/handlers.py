@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.metrics.utils import get_edge_surface_distance
+
+from .evaluation import CaseTable, voxel_volume
+from .files import write_table
 
 __all__ = ["CaseReport", "CaseScores", "MillimetreMetric", "scores"]
 
@@ -68,45 +69,7 @@ def _share(part: int, whole: int, *, empty: float) -> float:
     return part / whole if whole else empty
 
 
-class _Table:
-    """Handler that collects one row per case and writes them as CSV when the run ends."""
-
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
-        self.rows: list[dict[str, Any]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to an evaluator whose output holds `case`, `image` and the mask `pred` on the scan's own grid."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
-        engine.add_event_handler(Events.COMPLETED, self.write)
-
-    def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the row of one case."""
-        raise NotImplementedError
-
-    def add(self, engine: Engine) -> None:
-        """Adds the cases of one iteration."""
-        for data, output in zip(engine.state.batch, engine.state.output, strict=True):
-            found = output["image"].meta.get("atrium_found", "no locator")
-            self.rows.append({"case": data["case"], "atrium_found": found} | self.row(output))
-
-    def write(self, engine: Engine) -> None:
-        """Writes the rows."""
-        _write_csv(self.path, self.rows)
-        self.rows = []
-
-
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
-
-
-class CaseReport(_Table):
+class CaseReport(CaseTable):
     """What an inference run found: one row per scan with the volume of the atrium in ml.
 
     `atrium_found` is that of the locator, or `no locator` when the whole volume was segmented window by window.
@@ -115,52 +78,55 @@ class CaseReport(_Table):
         path: the CSV.
     """
 
+    named = ("case", "image")
+
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the volume and the file of one scan."""
         mask: MetaTensor = item["pred"]
-        volume = float(mask.sum() * mask.pixdim.prod()) / 1000
-        return {"volume_ml": round(volume, 2), "image": mask.meta["filename_or_obj"]}
+        volume = float(mask.sum()) * voxel_volume(mask) / 1000
+        return _named(item) | {"volume_ml": round(volume, 2), "image": mask.meta["filename_or_obj"]}
 
 
-class CaseScores(_Table):
+def _named(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"case": item["case"], "atrium_found": item["image"].meta.get("atrium_found", "no locator")}
+
+
+class CaseScores(CaseTable):
     """What an evaluation found: one row per case with its `scores`, and a second CSV `<name>_summary.csv`.
 
     The columns are the scores of the left atrium, `<score>_LA`, and `dice`, the mean over this only class; an undefined
     score is an empty field. The summary has, for each score, mean, standard deviation, median, worst and best over the
-    cases where it is finite, their number, that of the cases where it is infinite, and mean and number over the cases
-    whose reference holds an atrium. The means are also put into `engine.state.metrics`.
+    cases where it is finite, their number, that of the cases where it is infinite, mean and number over the cases whose
+    reference holds an atrium, and the number of those that failed. The means are also put into `engine.state.metrics`.
 
     Args:
         path: the CSV of the cases.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.held: list[bool] = []
-
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the scores of one case."""
         label: MetaTensor = item["label"]
-        self.held.append(bool(label.any()))
         found = scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
-        named = {f"{name}_LA": "" if math.isnan(value) else value for name, value in found.items()}
-        return named | {"dice": found["dice"]}
+        return _named(item) | {f"{name}_LA": value for name, value in found.items()} | {"dice": found["dice"]}
+
+    def holds(self, item: Mapping[str, Any]) -> bool:
+        """Returns whether the reference holds an atrium."""
+        return bool(item["label"].any())
 
     def write(self, engine: Engine) -> None:
         """Writes the rows and their summary."""
-        summary = []
-        for name in list(self.rows[0])[2:]:
-            values = np.array([math.nan if row[name] == "" else row[name] for row in self.rows])
-            line = _summary(values, self.held, lower_is_better=name.startswith(("hd", "asd")))
-            summary.append({"score": name, **line})
-            engine.state.metrics[name] = line["mean"]
-        _write_csv(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
         super().write(engine)
-        self.held = []
+        summary = []
+        for name in list(self.rows[0])[2:] if self.rows else ["dice"]:
+            values = np.array([row[name] for row in self.rows], dtype=float)
+            line = _summary(values, self.held, lower_is_better=name.startswith(("hd", "asd")))
+            summary.append({"score": name, **line, "failed": len(self.failed)})
+            engine.state.metrics[name] = line["mean"]
+        write_table(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
 
 
 def _summary(values: np.ndarray, held: Sequence[bool], *, lower_is_better: bool) -> dict[str, float]:
-    finite, of_held = values[np.isfinite(values)], values[np.isfinite(values) & held]
+    finite, of_held = values[np.isfinite(values)], values[np.isfinite(values) & np.array(held, dtype=bool)]
     counts = {"cases": finite.size, "infinite": int(np.isinf(values).sum())}
     statistics = dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
     if finite.size:

@@ -24,6 +24,7 @@ from monai.utils import convert_to_dst_type, ensure_tuple_rep, optional_import
 from tqdm import tqdm
 
 from .cases import InputError
+from .files import write_text
 from .locator import find_box, patch_size_for
 
 __all__ = ["Downscale", "RandElasticd", "RandRotateInPlaned", "RandTranslated"]
@@ -152,11 +153,7 @@ def measure_intensity(patches: Iterable[Mapping[str, Any]], path: str | Path) ->
         count, total, squares = count + voxels.numel(), total + float(voxels.sum()), squares + float((voxels**2).sum())
     mean = total / count
     intensity = {"mean": mean, "std": math.sqrt(squares / count - mean**2)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(intensity))
-    temporary.replace(path)
+    write_text(path, json.dumps(intensity))
     logger.info("Mean %.4f and standard deviation %.4f saved to %s", *intensity.values(), path)
     return intensity
 
