@@ -138,10 +138,10 @@ def test_table_of_an_evaluation(tmp_path: Path) -> None:
     for _ in range(2):  # the second run starts anew
         engine = evaluate(handler, [scored("clean", 0.8), scored("spike", 0.5)])
     first, second = read(tmp_path / "new/metrics.csv")
-    assert list(first) == ["case", "patient", "frame", "set", "dice_LV", "hd95_LV", "dice"]
+    assert list(first) == ["case", "patient", "frame", "set", "dice_LV", "hd95_LV", "dice", "error"]
     assert [first[name] for name in list(first)[:4]] == ["clean/007_ES", "007", "ES", "clean"]
-    assert [float(first[name]) for name in list(first)[4:]] == pytest.approx([0.8, 2.0, 0.8])
-    assert [float(second[name]) for name in list(second)[4:]] == pytest.approx([0.5, 5.0, 0.5])
+    assert [float(first[name]) for name in list(first)[4:-1]] == pytest.approx([0.8, 2.0, 0.8])
+    assert [float(second[name]) for name in list(second)[4:-1]] == pytest.approx([0.5, 5.0, 0.5])
     summary = {(line["set"], line["score"]): float(line["mean"]) for line in read(tmp_path / "new/metrics_summary.csv")}
     assert summary["over sets", "hd95_LV"] == pytest.approx(3.5)
     assert engine.state.metrics["over sets/dice"] == pytest.approx(0.65)
@@ -197,4 +197,5 @@ def test_report_of_an_inference(tmp_path: Path) -> None:
     found = block((5, 5, 1), (15, 15, 5), LV) + block((0, 0, 0), (5, 5, 2), RV)
     evaluate(CaseReport(str(tmp_path / "report.csv")), [({"case": "007_ES"}, {"pred": volume(found, "a/scan.nii.gz")})])
     (line,) = read(tmp_path / "report.csv")
-    assert line == {"case": "007_ES", "RV_ml": "0.6", "MYO_ml": "0.0", "LV_ml": "4.8", "image": "a/scan.nii.gz"}
+    volumes = {"RV_ml": "0.6", "MYO_ml": "0.0", "LV_ml": "4.8"}
+    assert line == {"case": "007_ES", **volumes, "image": "a/scan.nii.gz", "error": ""}

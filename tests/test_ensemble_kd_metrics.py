@@ -209,7 +209,7 @@ def test_tables(tmp_path: Path) -> None:
     evaluator.run(cases[:1])
     evaluator.run(cases)
     rows = read(tmp_path / "run/metrics.csv")
-    assert list(rows[0]) == ["case", "dice", "dice_organ", "hd95_organ", "asd_organ"]
+    assert list(rows[0]) == ["case", "dice", "dice_organ", "hd95_organ", "asd_organ", "error"]
     assert [row["case"] for row in rows] == ["a", "b", "c"]
     assert [[float(row[name]) for row in rows] for name in ("dice", "dice_organ")] == [pytest.approx([1, 2 / 3, 0])] * 2
     assert [float(row["hd95_organ"]) for row in rows] == pytest.approx([0, 0.76, inf])

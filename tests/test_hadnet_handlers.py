@@ -115,14 +115,14 @@ def test_tables_of_an_evaluation(tmp_path: Path, size: int) -> None:
         engine = evaluate(handler, [scored(f"case_{shift}", shift) for shift in range(3)], size=size)
     table = read(tmp_path / "new/metrics.csv")
     assert list(table) == ["case_0", "case_1", "case_2"]
-    assert list(table["case_0"]) == ["dice_ET", "dice_TC", "dice_WT", "dice", "hd95_ET", "hd95_TC", "hd95_WT"]
+    assert list(table["case_0"]) == ["dice_ET", "dice_TC", "dice_WT", "dice", "hd95_ET", "hd95_TC", "hd95_WT", "error"]
     assert [float(line["dice_TC"]) for line in table.values()] == pytest.approx([1, 0.9, 0.8])
     summary = read(tmp_path / "new/metrics_summary.csv", "score")
-    assert list(summary) == list(table["case_0"])
-    counts = ["infinite", "present", "mean_present"]
+    assert list(summary) == list(table["case_0"])[:-1]
+    counts = ["infinite", "present", "mean_present", "failed"]
     assert list(summary["dice"]) == ["cases", "mean", "sd", "median", "worst", "best", *counts]
-    assert numbers(summary["dice_TC"]) == pytest.approx([3, 0.9, math.sqrt(0.02 / 3), 0.9, 0.8, 1, 0, 3, 0.9])
-    assert numbers(summary["hd95_WT"]) == pytest.approx([3, 1.5, math.sqrt(4.5 / 3), 1.5, 3, 0, 0, 3, 1.5])
+    assert numbers(summary["dice_TC"]) == pytest.approx([3, 0.9, math.sqrt(0.02 / 3), 0.9, 0.8, 1, 0, 3, 0.9, 0])
+    assert numbers(summary["hd95_WT"]) == pytest.approx([3, 1.5, math.sqrt(4.5 / 3), 1.5, 3, 0, 0, 3, 1.5, 0])
     assert engine.state.metrics == pytest.approx({name: float(line["mean"]) for name, line in summary.items()})
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["metrics.csv", "metrics_summary.csv"]
 
@@ -138,13 +138,13 @@ def test_summary_tells_where_a_region_is(tmp_path: Path) -> None:
     assert [line["hd95_ET"] for line in read(path).values()] == ["1.5", "inf", "inf", ""]
     assert [float(line["dice_ET"]) for line in read(path).values()] == pytest.approx([5 / 6, 0, 0, 1])
     summary = read(tmp_path / "metrics_summary.csv", "score")
-    assert numbers(summary["hd95_ET"]) == pytest.approx([1, 1.5, 0, 1.5, 1.5, 1.5, 2, 1, 1.5])
-    dice = [4, 11 / 24, np.std([5 / 6, 0, 0, 1]), 5 / 12, 0, 1, 0, 2, 5 / 12]
+    assert numbers(summary["hd95_ET"]) == pytest.approx([1, 1.5, 0, 1.5, 1.5, 1.5, 2, 1, 1.5, 0])
+    dice = [4, 11 / 24, np.std([5 / 6, 0, 0, 1]), 5 / 12, 0, 1, 0, 2, 5 / 12, 0]
     assert numbers(summary["dice_ET"]) == pytest.approx(dice)
     assert (summary["dice"]["present"], summary["dice_WT"]["present"]) == ("4", "4")
     engine = evaluate(UncertainCaseScores(str(path)), [cases[1], cases[3]])
     line = read(tmp_path / "metrics_summary.csv", "score")["hd95_ET"]
-    assert list(line.values()) == ["0", *5 * [""], "1", "0", ""]
+    assert list(line.values()) == ["0", *5 * [""], "1", "0", "", "0"]
     assert math.isnan(engine.state.metrics["hd95_ET"])
 
 
@@ -158,7 +158,7 @@ def test_uncertainty_in_the_tables(tmp_path: Path) -> None:
     evaluate(UncertainCaseScores(str(tmp_path / "metrics.csv")), cases)
     table = read(tmp_path / "metrics.csv")
     names = [f"{name}_ET" for name in ("score", "dice_auc", "ftp_auc", "ftn_auc")]
-    assert sorted(list(table["doubt_0"])[7:]) == sorted(names)
+    assert sorted(list(table["doubt_0"])[7:-1]) == sorted(names)
     assert [float(table["doubt_0"][name]) for name in names] == pytest.approx([1, 1, 0, 0])
     assert [float(table["doubt_50"][name]) for name in names] == pytest.approx([0.675, 1, 0.4875, 0.4875])
     summary = read(tmp_path / "metrics_summary.csv", "score")
@@ -186,5 +186,5 @@ def test_a_table_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_report_of_an_inference(tmp_path: Path) -> None:
     """Voxels of 3 cubic mm: 216 of ET, 1000 - 216 of NCR, 2744 - 1000 of ED."""
     evaluate(CaseReport(str(tmp_path / "report.csv")), [("a", {"pred": meta(tumour())})])
-    expected = {"NCR_ml": "2.35", "ED_ml": "5.23", "ET_ml": "0.65", "image": "a/scan_flair.nii.gz"}
+    expected = {"NCR_ml": "2.35", "ED_ml": "5.23", "ET_ml": "0.65", "image": "a/scan_flair.nii.gz", "error": ""}
     assert read(tmp_path / "report.csv") == {"a": expected}

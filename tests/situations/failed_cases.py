@@ -1,31 +1,41 @@
-"""Cases that fail once a run has begun: each has its row, the others get their results, the run says so and ends with an error."""
+"""Cases that fail once a run has begun: each has its row, and the others get their results."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from tests.conftest import NAMES
-from tests.situations import Failed, Scene, Situation
+from tests.runs import copy
+from tests.situations import Failed, Refused, Scene, Situation
 from tests.spoilt import cut
-
-SKIPPED = ("check_cases", "check_stacks", "check_members")
 
 
 def unchecked(scene: Scene) -> None:
     """The first validation case breaks after the checks."""
     cut(scene.cases["validation"][0]["image"])
-    scene.options |= dict.fromkeys(SKIPPED if scene.bundle.startswith(("coop", "lach")) else SKIPPED[:1], "$None")
+    checks = ["check_cases"] + ["check_stacks"] * scene.bundle.startswith("cooperative")
+    scene.options |= {f"{name}#_target_": "builtins.dict" for name in checks}
 
 
-def at(place: str) -> Situation:
-    """A transform that fails for the first validation case, at some place of the config."""
+def unchecked_training(scene: Scene) -> None:
+    """The same before a training that starts anew."""
+    unchecked(scene)
+    scene.options["restart"] = True
 
-    def make(scene: Scene) -> None:
-        name = scene.cases["validation"][0]["case"]
 
-    return Situation(place, make, Failed(["ValueError"]))
+def several_sets(scene: Scene) -> None:
+    """The same, with a second folder of the same patients that are well."""
+    target = copy(scene.data, scene.data.with_name("again"))
+    unchecked(scene)
+    scene.options["test_sets"] = {"again": str(target)}
 
 
 SITUATIONS = [
-    Situation("a scan breaks after the checks", unchecked, Failed(["Error"]), bundles=NAMES, commands=["inference", "evaluate"]),
+    Situation("a scan breaks after the checks", unchecked, Failed(["Error"]), commands=["inference", "evaluate"]),
+    Situation(
+        "a scan to validate on breaks after the checks",
+        unchecked_training,
+        Refused(["case {case}: "]),
+        bundles=[NAMES[0], NAMES[2]],
+        commands=["train"],
+    ),
+    Situation("of several sets", several_sets, Failed(["Error"]), bundles=NAMES[:1], commands=["evaluate"]),
 ]

@@ -28,9 +28,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             beside it.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".partial-{uuid4().hex[:12]}-{target.name[-LONGEST_NAME:]}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())

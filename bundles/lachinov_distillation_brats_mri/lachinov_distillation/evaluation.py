@@ -73,7 +73,8 @@ class CaseTransforms(Compose):
                 raise first from None
             image = input_.get("image")
             name = input_.get("case") or (image if isinstance(image, str) else "")
-            raise CaseError(f"case {name}: {reason(error)}") from error
+            logger.debug("Case %s", name, exc_info=error)
+            raise CaseError(f"case {name}: {reason(error)}") from None
 
 
 class CaseLoader(DataLoader):

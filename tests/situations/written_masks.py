@@ -1,0 +1,60 @@
+"""Where masks go and what they are called."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import itk
+
+from tests.situations import Refused, Same, Scene, Situation
+
+VNET, ENSEMBLE, LACHINOV = "vnet_atrial_mri", "ensemble_kd_kits_ct", "lachinov_distillation_brats_mri"
+
+
+def dotted(scene: Scene) -> None:
+    """A flat folder of scans that are named by numbers with dots, of which the first parts are the same."""
+    for number, case in enumerate([*scene.cases["validation"], *scene.cases["training"]], start=1):
+        shutil.move(case["image"], scene.data / f"1.2.840.{number}.nrrd")
+        shutil.rmtree(Path(case["image"]).parent)
+
+
+def same_name(scene: Scene) -> None:
+    """Two scans whose masks would be one file."""
+    dotted(scene)
+    first = scene.data / "1.2.840.1.nrrd"
+    itk.imwrite(itk.imread(str(first)), str(first.with_suffix(".nii.gz")))
+
+
+def listed(scene: Scene) -> None:
+    """A datalist elsewhere leads to scans through `..` and by an absolute path; names hold `..` and `/`."""
+    folder = scene.data.with_name("lists")
+    folder.mkdir()
+    images = [Path(case["image"]) for case in [*scene.cases["validation"], *scene.cases["training"]]]
+    places = [str(images[0]), *(str(Path("..", image.relative_to(scene.data.parent))) for image in images[1:])]
+    records = [{"case": f"../{number}", "image": place} for number, place in enumerate(places)]
+    content = {"training": [], "test": records} if scene.bundle == ENSEMBLE else {"unlabelled": records}
+    (folder / "list.json").write_text(json.dumps(content), encoding="utf-8")
+    scene.options["dataset_dir"] = str(folder / "list.json")
+
+
+def inside(scene: Scene, mask: Any) -> tuple[Path, Any]:
+    """All masks are below the folder of results; named after the cases where a scan has several files."""
+    (outside,) = [{path.relative_to(scene.data.parent).parts[0] for path in scene.data.parent.rglob("*__?_tumour.*")}]
+    assert outside <= {"run"}
+    assert list(scene.data.rglob("*_seg.nii.gz")) == [] or scene.bundle != ENSEMBLE
+    image = Path(scene.cases["validation"][0]["image"])
+    return image if scene.bundle == ENSEMBLE else image.with_name("__0.nii.gz"), mask
+
+
+SITUATIONS = [
+    Situation(
+        "names with dots", dotted, Same(lambda scene, mask: (scene.data / "1.2.840.1.nrrd", mask)), bundles=[VNET]
+    ),
+    Situation(
+        "two scans of one name", same_name, Refused(["1.2.840.1", "its results would have the same"]), bundles=[VNET]
+    ),
+    Situation("a datalist of scans elsewhere", listed, Same(inside), bundles=[ENSEMBLE, LACHINOV]),
+]
