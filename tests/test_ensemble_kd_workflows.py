@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import monai.bundle
 import nibabel
@@ -80,13 +81,22 @@ def test_student_learns_from_the_soft_labels(chain: Path, phantoms: NamedPath, t
     assert not same(with_soft, student(chain, data, tmp_path / "soft alone", alpha=0.0))
 
 
-def test_annotation_goes_on_after_an_interruption(chain: Path, phantoms: NamedPath, tmp_path: Path) -> None:
-    """A case without a label map is done again, the same to the byte; the others are left alone."""
+def test_annotation_goes_on_after_an_interruption(
+    chain: Path, phantoms: NamedPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case without a label map, which may have failed, is done again, the same to the byte; the others stay."""
     folder = copy(chain, tmp_path / "again")
     names = sorted(path.name for path in phantoms(NAME).iterdir())
     files = {name: folder / f"eval/{name}/{name}_label.nii.gz" for name in names}
     before = {name: (file.stat().st_mtime_ns, values(file)) for name, file in files.items()}
     files[names[0]].unlink()
+    save = nibabel.save
+    monkeypatch.setattr(nibabel, "save", Mock(side_effect=OSError(28, "full")))
+    with pytest.raises(Exception, match="evaluate") as error:
+        run(NAME, "annotate", data=phantoms(NAME), folder=folder)
+    monkeypatch.setattr(nibabel, "save", save)
+    assert str(root_cause(error.value)).startswith(f"1 of 1 cases failed: {names[0]} (OSError: [Errno 28] full: ")
+    assert not files[names[0]].exists()
     run(NAME, "annotate", data=phantoms(NAME), folder=folder)
     np.testing.assert_array_equal(values(files[names[0]]), before[names[0]][1])
     assert all(files[name].stat().st_mtime_ns == before[name][0] for name in names[1:])

@@ -125,7 +125,7 @@ def test_bad_member_stops_the_run_before_the_first_case(
     assert not (tmp_path / "eval").exists()
 
 
-def test_full_disk_leaves_no_partial_file_and_the_run_goes_on_later(
+def test_full_disk_leaves_no_partial_file_and_the_case_is_done_later(
     tiny_weights: NamedPath, unlabelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy(tiny_weights(BUNDLE), tmp_path / "models")
@@ -140,12 +140,13 @@ def test_full_disk_leaves_no_partial_file_and_the_run_goes_on_later(
     monkeypatch.setattr(nibabel, "save", full)
     with pytest.raises(RuntimeError) as caught:
         run(BUNDLE, "annotate", data=unlabelled, folder=tmp_path)
-    assert "No space left on device" in reason(caught.value)
+    assert f"1 of 3 cases failed: {second} (RuntimeError: OSError: [Errno 28] No space left" in reason(caught.value)
     files = [path.name for path in (tmp_path / "eval").rglob("*") if path.is_file()]
     found = sorted(name for name in files if not name.startswith("run_annotating_"))
-    first = sorted(path.name for path in unlabelled.iterdir())[0]
+    done = [path.name for path in sorted(unlabelled.iterdir()) if path.name != second]
     assert len(files) == len(found) + 1
-    assert found == sorted(["ensemble.json", *(f"{first}_{kind}.nii.gz" for kind in KINDS)])
+    assert found == sorted(["datalist.json", "ensemble.json", *(f"{n}_{kind}.nii.gz" for n in done for kind in KINDS)])
+    assert [case["case"] for case in json.loads((tmp_path / "eval/datalist.json").read_text())["training"]] == done
     monkeypatch.setattr(nibabel, "save", save)
     run(BUNDLE, "annotate", data=unlabelled, folder=tmp_path)
     assert len(json.loads((tmp_path / "eval/datalist.json").read_text())["training"]) == 3
@@ -223,9 +224,13 @@ def test_settings_are_part_of_the_mark(tmp_path: Path) -> None:
 def test_datalist_is_written_when_the_engine_completes(tmp_path: Path) -> None:
     annotation = annotation_in(tmp_path)
     engine = Engine(lambda engine, batch: None)
+    for name in "ac":  # b has failed
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}_label.nii.gz").touch()
     annotation.attach(engine)
     engine.run([0])
-    (first, *_) = json.loads((tmp_path / "datalist.json").read_text())["training"]
+    first, third = json.loads((tmp_path / "datalist.json").read_text())["training"]
+    assert third["case"] == "c"
     assert first == {
         "case": "a",
         "image": "/data/a_t1.nii.gz",

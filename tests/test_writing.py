@@ -180,5 +180,17 @@ def test_two_cases_never_share_a_file_or_a_name(tmp_path: Path) -> None:
     check_outputs(cases, Compose([step]))
     with pytest.raises(InputError, match=r"case c: /data/a.nii.gz: .* the same file as those of /data/a.nii: .*a_seg"):
         check_outputs([*cases, {"case": "c", "image": "/data/a.nii.gz"}], Compose([step]))
-    with pytest.raises(InputError, match=r"case A: /data/c.nii: .* the same name as those of /data/a.nii: A"):
-        check_outputs([*cases, {"case": "A", "image": "/data/c.nii"}])
+    with pytest.raises(InputError, match=r"case a: /data/c.nii: .* the same name as those of /data/a.nii: a"):
+        check_outputs([*cases, {"case": "a", "image": "/data/c.nii"}])
+
+
+def test_no_mask_lies_beside_scans(tmp_path: Path) -> None:
+    """Where it might take the place of a reference, and be a scan of the next run."""
+    step = SaveImaged("pred", writer=ScanGridWriter, folder_layout=ScanLayout(tmp_path, "seg", root=tmp_path))
+    with pytest.raises(InputError, match="its results would lie beside scans"):
+        check_outputs([{"case": "a", "image": f"{tmp_path}/a.nii"}], Compose([step]))
+
+
+def test_other_formats_are_refused() -> None:
+    with pytest.raises(InputError, match=r"must be one of .nii.gz, .nii, .nrrd, got .mha"):
+        ScanLayout("out", "seg", extension=".mha")

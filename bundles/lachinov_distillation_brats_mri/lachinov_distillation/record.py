@@ -38,6 +38,8 @@ def record_run(
 ) -> None:
     """Writes `run_<run id>_<time>.json` into `output_dir`; once `engine` is done, the time goes into it too.
 
+    So do, under `failed`, the cases that a `CaseEvaluator` could not do, with the reasons.
+
     It is a step of a config's run list, the last one before the engine runs. The config as executed, with what the
     command line changed, is taken from the workflow that runs this step. Only the first of several processes writes.
     Names and passwords in addresses (`https://name:password@host`) are left out, nothing else is.
@@ -81,7 +83,8 @@ def record_run(
     def finish() -> None:
         ended = datetime.now(timezone.utc)
         times = {"finished": ended.isoformat(), "seconds": (ended - started).total_seconds()}
-        _write({**record, **times}, path)
+        failed = {"failed": engine.state.failures} if hasattr(engine.state, "failures") else {}
+        _write({**record, **times, **failed}, path)
 
     engine.add_event_handler(Events.COMPLETED, finish)
     for handler in handlers:

@@ -22,6 +22,7 @@ from .files import atomic_write
 
 __all__ = ["ScanGridWriter", "ScanLayout", "check_outputs", "file_stem", "safe_name", "scan_of_case", "write_volume"]
 
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 SUFFIXES = re.compile(r"(\.nii|\.nrrd)?(\.gz)?$", re.IGNORECASE)
 NIFTI_GRID = (
     *("qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z"),
@@ -60,6 +61,9 @@ class ScanLayout(FolderLayoutBase):
         root: folder of the scans; `None`: every scan gets a folder of its name.
         extension: of the files.
         by_case: whether the scans are named after their cases, see `scan_of_case`.
+
+    Raises:
+        InputError: when there is no such format.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class ScanLayout(FolderLayoutBase):
         extension: str = ".nii.gz",
         by_case: bool = False,
     ) -> None:
+        if extension not in EXTENSIONS:
+            raise InputError([("", "extension of results", f"must be one of {', '.join(EXTENSIONS)}, got {extension}")])
         self.output_dir = Path(output_dir)
         self.postfix = postfix
         self.root = root
@@ -93,7 +99,7 @@ class ScanLayout(FolderLayoutBase):
 
 
 def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
-    """Checks that no two cases share a name, or a file that the transforms of `postprocessing` write.
+    """Checks that no two cases share a name or a file that `postprocessing` writes, and none is written beside scans.
 
     Args:
         cases: cases with `image`; those whose image is not a file are passed over.
@@ -106,8 +112,13 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
     savers = [step.saver for step in getattr(postprocessing, "transforms", ()) if isinstance(step, SaveImaged)]
     layouts = [saver.folder_layout for saver in savers if isinstance(saver.folder_layout, ScanLayout)]
     problems = list(_shared("name", [(case, safe_name(case_name(case))) for case in listed]))
+    folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
     for layout in layouts:
-        problems += _shared("file", [(case, str(layout.of(case))) for case in listed])
+        files = [(case, layout.of(case)) for case in listed]
+        problems += _shared("file", [(case, str(file)) for case, file in files])
+        rule = "its results would lie beside scans: choose another output_dir"
+        beside = [case for case, file in files if os.path.realpath(file.parent) in folders]
+        problems += [(case_name(case), str(case["image"]), rule) for case in beside]
     if problems:
         raise InputError(dict.fromkeys(problems))
 
@@ -115,7 +126,7 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
 def _shared(what: str, owned: Sequence[tuple[Case, str]]) -> Iterable[tuple[str, str, str]]:
     first: dict[str, Case] = {}
     for case, thing in owned:
-        other = first.setdefault(thing.casefold(), case)
+        other = first.setdefault(thing, case)
         if other is not case:
             rule = f"its results would have the same {what} as those of {other['image']}: {thing}"
             yield case_name(case), str(case["image"]), rule
@@ -177,9 +188,9 @@ def write_volume(
     """
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
-    ending = ".nrrd" if str(path).endswith(".nrrd") else ".nii"
-    same = like is not None and ending in Path(like).name.lower()
-    if ending == ".nrrd":
+    as_nrrd = str(path).endswith(".nrrd")
+    same = str(like).lower().endswith(".nrrd" if as_nrrd else (".nii", ".nii.gz"))
+    if as_nrrd:
         grid = nrrd.read_header(str(like)) if same else {}
         header = {name: grid[name] for name in NRRD_GRID if name in grid} if same else _nrrd_header(affine)
         _check_shape(values, tuple(grid["sizes"]) if same else values.shape)
