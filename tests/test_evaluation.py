@@ -108,6 +108,13 @@ def test_a_user_can_stop_a_run(place: str, error: type[BaseException], tmp_path:
         engine.run()
 
 
+def test_full_disk_is_told_plainly(tmp_path: Path) -> None:
+    engine, _ = evaluator(tmp_path / "file", Trap("", ""))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CaseError, match=r"the results cannot be written: .*fine\.csv"):
+        engine.run()
+
+
 def test_next_case_is_loaded_meanwhile() -> None:
     """One ahead, in a thread."""
     seen: list[int] = []

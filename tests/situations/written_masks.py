@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import itk
+import nibabel
+import numpy as np
 
+from tests.conftest import NAMES
 from tests.situations import Refused, Same, Scene, Situation
 
 VNET, ENSEMBLE, LACHINOV = "vnet_atrial_mri", "ensemble_kd_kits_ct", "lachinov_distillation_brats_mri"
@@ -49,6 +52,25 @@ def inside(scene: Scene, mask: Any) -> tuple[Path, Any]:
     return image if scene.bundle == ENSEMBLE else image.with_name("__0.nii.gz"), mask
 
 
+def one_slice(scene: Scene) -> None:
+    """A scan of one slice, whose header says nothing of its place."""
+    path = scene.cases["validation"][0]["image"]
+    voxels = np.asarray(nibabel.load(path).dataobj)[..., 2:3]
+    header = nibabel.Nifti1Header()
+    header["pixdim"][1:4] = 4, 4, 16
+    nibabel.save(nibabel.Nifti1Image(voxels, None, header), path)
+
+
+def of_one_slice(scene: Scene, _: Any) -> tuple[Path, Any]:
+    """The mask is a volume with the same header."""
+    scan = Path(scene.cases["validation"][0]["image"])
+    (mask,) = map(nibabel.load, (scene.folder / "eval").rglob(f"{scan.name.removesuffix('.nii.gz')}_seg.nii.gz"))
+    assert mask.shape == nibabel.load(scan).shape
+    assert mask.header["qform_code"] == mask.header["sform_code"] == 0
+    np.testing.assert_array_equal(mask.header["pixdim"], nibabel.load(scan).header["pixdim"])
+    return scan, np.asarray(mask.dataobj)
+
+
 SITUATIONS = [
     Situation(
         "names with dots", dotted, Same(lambda scene, mask: (scene.data / "1.2.840.1.nrrd", mask)), bundles=[VNET]
@@ -56,5 +78,6 @@ SITUATIONS = [
     Situation(
         "two scans of one name", same_name, Refused(["1.2.840.1", "its results would have the same"]), bundles=[VNET]
     ),
+    Situation("one slice without a place", one_slice, Same(of_one_slice), bundles=NAMES[:1]),
     Situation("a datalist of scans elsewhere", listed, Same(inside), bundles=[ENSEMBLE, LACHINOV]),
 ]

@@ -51,6 +51,11 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1][:LONGEST]}" if lines else type(error).__name__
 
 
+def _name(case: Mapping[str, Any]) -> str:
+    """Returns the name of a case, also of one whose image is no file any more."""
+    return case_name(case) if "case" in case or isinstance(case.get("image"), str | Path) else "without name"
+
+
 def voxel_volume(volume: MetaTensor) -> float:
     """Returns the volume of a voxel of the scan in mm³, whatever the angles between its axes."""
     affine = torch.as_tensor(volume.meta.get("original_affine", volume.affine))
@@ -71,10 +76,8 @@ class CaseTransforms(Compose):
         except Exception as error:
             if isinstance(first := _first(error), CaseError):  # of transforms within these
                 raise first from None
-            image = input_.get("image")
-            name = input_.get("case") or (image if isinstance(image, str) else "")
-            logger.debug("Case %s", name, exc_info=error)
-            raise CaseError(f"case {name}: {reason(error)}") from None
+            logger.debug("Case %s", _name(input_), exc_info=error)
+            raise CaseError(f"case {_name(input_)}: {reason(error)}") from None
 
 
 class CaseLoader(DataLoader):
@@ -123,7 +126,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def fail(self, error: BaseException) -> None:
         """Notes that the case of this iteration has failed."""
-        name, what = case_name(self.cases[self.state.iteration - 1]), reason(error)
+        name, what = _name(self.cases[self.state.iteration - 1]), reason(error)
         logger.warning("Case %s failed: %s", name, what)
         logger.debug("Case %s", name, exc_info=error)
         self.state.failures[name] = what
@@ -142,10 +145,13 @@ class CaseEvaluator(SupervisedEvaluator):
         """Works on all cases.
 
         Raises:
-            CaseError: when all handlers are done, if cases have failed.
+            CaseError: when all handlers are done, if cases have failed; when a handler cannot write its file.
         """
         self.state.failures.clear()
-        super().run(global_epoch)
+        try:
+            super().run(global_epoch)
+        except OSError as error:
+            raise CaseError(f"the results cannot be written: {reason(error)}") from None
         if failures := list(self.state.failures.items()):
             named = [f"{name} ({what})" for name, what in failures[:NAMED]] + ["..."] * (len(failures) > NAMED)
             raise CaseError(f"{len(failures)} of {len(self.cases)} cases failed: {', '.join(named)}")
@@ -210,8 +216,8 @@ class CaseTable:
         kept = [pair for pair in zip(self.rows, self.held, strict=True) if pair[0]["case"] not in failures]
         self.rows, self.held = [row for row, _ in kept], [held for _, held in kept]
         self.failed = [
-            {name: case[name] for name in self.named} | {"error": failures[case_name(case)]}
+            {name: case[name] for name in self.named} | {"error": failures[_name(case)]}
             for case in getattr(engine, "cases", [])
-            if case_name(case) in failures
+            if _name(case) in failures
         ]
         write_table(self.path, [row | {"error": ""} for row in self.rows] + self.failed)
