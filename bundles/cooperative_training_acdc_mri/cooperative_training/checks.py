@@ -14,7 +14,7 @@ import torch
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from .cases import Case, InputError, Problem, case_name, check_cases
+from .cases import Case, InputError, Problem, case_name, check_cases, problems_of_splits
 from .volumes import voxels_of
 
 __all__ = ["check_stacks", "has_bfloat16"]
@@ -43,7 +43,7 @@ def check_stacks(
     """
     if label_order is not None and sorted(label_order) != sorted(STRUCTURES):
         raise InputError([("", "label_order", f"must order {', '.join(STRUCTURES)}, got {list(label_order)}")])
-    problems = list(_shared_patients(splits))
+    problems = [*problems_of_splits(splits, ["image"]), *_shared_patients(splits)]
     if problems:
         raise InputError(problems)
 

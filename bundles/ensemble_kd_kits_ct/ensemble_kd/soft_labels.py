@@ -165,9 +165,9 @@ def _problem_of_grid(
     if tuple(shape) != tuple(grid[0]):
         return f"soft labels are of another grid: shape {tuple(shape)} instead of {tuple(grid[0])}"
     wanted = grid[1].cpu().double().numpy()
-    off = f"{apart(wanted, affine, shape):.3g}"
+    off = f"{apart(wanted, affine, shape=shape):.3g}"
     return (
         None
-        if same_grid(wanted, affine, shape)
+        if same_grid(wanted, affine, shape=shape)
         else f"soft labels are of another grid: affine differs by up to {off} mm"
     )

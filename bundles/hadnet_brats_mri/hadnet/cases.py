@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .verdicts import Verdicts, by_first_process, torchrun_store
 from .volumes import VolumeError, apart, read_volume, same_grid, voxels_of
 
-__all__ = ["InputError", "check_cases", "check_sizes", "report_plainly"]
+__all__ = ["InputError", "check_cases", "check_sizes", "problems_of_splits", "report_plainly"]
 
 Case = Mapping[str, Any]
 Problem = tuple[str, str, str]
@@ -99,7 +99,7 @@ def check_cases(
             not 3D or not finite, an image is the same everywhere, an image and its label differ in shape or affine, a
             label map holds other values or none, or `further` finds anything.
     """
-    problems = list(_problems_of_splits(splits, images))
+    problems = list(problems_of_splits(splits, images))
     if problems:
         raise InputError(problems)
     keys = [*images, *([] if label is None else [label])]
@@ -162,7 +162,8 @@ def check_sizes(divisor: int, **sizes: Sequence[int]) -> None:
         raise InputError(problems)
 
 
-def _problems_of_splits(splits: Sequence[Sequence[Case]], images: Sequence[str]) -> Iterator[Problem]:
+def problems_of_splits(splits: Sequence[Sequence[Case]], images: Sequence[str]) -> Iterator[Problem]:
+    """Yields the splits without a case, and the cases of which the first of `images` is in two splits."""
     seen: dict[Path, int] = {}
     for index, split in enumerate(splits):
         if not split:
@@ -232,8 +233,8 @@ def _problems_of_grid(case: Case, volumes: Mapping[str, Nifti1Image]) -> Iterato
         shape, wanted = volume.shape[:3], reference.shape[:3]
         if shape != wanted:
             rule = f"shape {volume.shape} differs from the {first}'s {reference.shape}"
-        elif not same_grid(reference.affine, volume.affine, shape):
-            off = apart(reference.affine, volume.affine, shape)
+        elif not same_grid(reference.affine, volume.affine, shape=shape):
+            off = apart(reference.affine, volume.affine, shape=shape)
             rule = f"affine differs from the {first}'s by up to {off:.3g} mm"
         else:
             continue

@@ -131,7 +131,7 @@ class FileMember:
         if shape not in ((*grid, *channels), (*channels, *grid)):
             wanted = f"{' x '.join(map(str, (*grid, *channels)))}"
             return [(case, str(path), f"shape {shape} of member {self.name} does not fit the scan's: {wanted}")]
-        if not same_grid(reference.affine, found.affine, grid):
+        if not same_grid(reference.affine, found.affine, shape=grid):
             return [(case, str(path), f"affine of member {self.name} differs from the scan's")]
         if self.predicts != "labels":
             lowest, highest = (float(value) for value in self._scaled(case).aminmax())

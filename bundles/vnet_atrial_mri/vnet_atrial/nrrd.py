@@ -38,10 +38,11 @@ TO_RAS = {
 }
 SPATIAL = {"domain", "space", "???", "none"}
 # Any other field is refused: a program that knows it may take other voxels, or the same ones for others.
-NEEDED = {"type", "dimension", "sizes", "encoding", "space", "space directions"}
+NEEDED = {"type", "dimension", "sizes", "encoding"}
 UNUSED = {"content", "number", "thicknesses", "centerings", "centers", "measurement frame", "min", "max", "old min"}
 UNUSED |= {"old max", "sample units", "labels", "axis mins", "axis maxs"}
-KNOWN = NEEDED | UNUSED | {"endian", "space origin", "space units", "units", "kinds", "line skip", "byte skip"}
+KNOWN = NEEDED | UNUSED | {"endian", "space", "space dimension", "space directions", "space origin", "space units"}
+KNOWN |= {"units", "kinds", "line skip", "byte skip"}
 LONGEST_HEADER = 2**20
 
 
@@ -99,6 +100,8 @@ def _dtype(fields: Mapping[str, str]) -> np.dtype[np.generic]:
 
 
 def _affine(fields: Mapping[str, str]) -> NDArray[np.float64]:
+    if missing := {"space", "space directions"} - fields.keys():
+        raise NrrdError(f"does not say how it lies in the patient, {' and '.join(sorted(missing))} missing")
     if set(fields.get("kinds", "domain").lower().split()) - SPATIAL:
         raise NrrdError(f"its axes must be those of space, kinds are {fields['kinds']}")
     for name in ("space units", "units"):

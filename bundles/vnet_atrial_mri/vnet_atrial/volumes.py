@@ -74,7 +74,7 @@ def voxels_of(image: Nifti1Image) -> NDArray[Any]:
     return np.asarray(image.dataobj)
 
 
-def apart(one: ArrayLike, other: ArrayLike, shape: Sequence[int]) -> float:
+def apart(one: ArrayLike, other: ArrayLike, *, shape: Sequence[int]) -> float:
     """Returns by how many mm the corners of two grids of one shape are apart, at most.
 
     Args:
@@ -87,9 +87,9 @@ def apart(one: ArrayLike, other: ArrayLike, shape: Sequence[int]) -> float:
     return float(np.linalg.norm(moved[:3], axis=0).max())
 
 
-def same_grid(one: ArrayLike, other: ArrayLike, shape: Sequence[int]) -> bool:
+def same_grid(one: ArrayLike, other: ArrayLike, *, shape: Sequence[int]) -> bool:
     """Returns whether all corners of two grids of one shape are within a small part of a voxel."""
-    return apart(one, other, shape) <= FRACTION * float(_sizes(np.asarray(one, np.float64)).min())
+    return apart(one, other, shape=shape) <= FRACTION * float(_sizes(np.asarray(one, np.float64)).min())
 
 
 class _Reader(NibabelReader):
@@ -151,7 +151,7 @@ def _read_nifti(file: Path, dimensions: Sequence[int]) -> Nifti1Image:
     scaled = image.affine.copy()
     image = correct_nifti_header_if_necessary(image)
     scaled[:3, :3] *= _sizes(image.affine) / _sizes(scaled)
-    if not same_grid(image.affine, scaled, image.shape):
+    if not same_grid(image.affine, scaled, shape=image.shape):
         raise VolumeError("has other voxel sizes in its sform than in pixdim, and a qform that does not go with it")
     return kind(_scaled(stored, raw), image.affine, image.header)
 
@@ -200,7 +200,7 @@ def _check_header(raw: Nifti1Header, image: Nifti1Image) -> None:
         raise VolumeError("does not say how it lies in the patient, qform_code and sform_code are 0")
     for form in forms:
         _check_finite(form)
-    if (off := apart(forms[0], forms[-1], image.shape)) > pixdim.min():
+    if (off := apart(forms[0], forms[-1], shape=image.shape)) > pixdim.min():
         raise VolumeError(f"lies at two places, {off:.3g} mm apart: its qform and its sform differ")
     # MONAI takes the lengths of pixdim, and with them the qform, others those of the sform. Files of ACDC have voxels
     # of 1 mm in their sform and the true ones in pixdim.
@@ -232,9 +232,9 @@ def _check_grid(affine: Affine, shape: Sequence[int]) -> None:
     left, _, right = np.linalg.svd(axes)
     straight = affine.copy()
     straight[:3, :3] = left @ right * sizes
-    if not same_grid(affine, straight, shape):
+    if not same_grid(affine, straight, shape=shape):
         angle = np.degrees(np.arcsin(np.clip(np.abs(axes.T @ axes - np.eye(3)).max(), 0, 1)))
-        off = apart(affine, straight, shape)
+        off = apart(affine, straight, shape=shape)
         raise VolumeError(f"is sheared by {angle:.3g} degrees, which moves corners by {off:.3g} mm (gantry tilt?)")
 
 
