@@ -114,7 +114,7 @@ def _affine(fields: Mapping[str, str]) -> NDArray[np.float64]:
     vectors = re.findall(r"\(([^)]*)\)", fields["space directions"])
     (origin,) = re.findall(r"\(([^)]*)\)", fields.get("space origin", "(0, 0, 0)")) or ("",)
     affine[:3] = np.array([[float(part) for part in vector.split(",")] for vector in (*vectors, origin)]).T
-    return np.diag([*flips, 1.0]) @ affine
+    return affine * np.array([[*flips, 1.0]]).T
 
 
 def _data(file: BufferedReader, encoding: str, size: int) -> bytes | bytearray:

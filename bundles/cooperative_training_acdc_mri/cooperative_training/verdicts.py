@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -112,7 +113,7 @@ def _state(path: str | os.PathLike[str]) -> Sequence[int]:
         found = os.stat(path)  # noqa: PTH116  # any text, not only a path that can be one
     except (OSError, ValueError):
         return []
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino] if stat.S_ISREG(found.st_mode) else []
 
 
 def _digest(text: str) -> str:

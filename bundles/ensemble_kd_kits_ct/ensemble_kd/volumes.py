@@ -126,6 +126,7 @@ class LoadVolumed(LoadImaged):
 def _read_nrrd(file: Path, dimensions: Sequence[int]) -> Nifti1Image:
     voxels, affine = read_nrrd(file)
     _check_voxels(voxels.dtype, voxels.shape, dimensions)
+    _check_grid(affine, voxels.shape)
     return Nifti1Image(_native(voxels), affine, dtype=voxels.dtype)
 
 
@@ -199,7 +200,7 @@ def _check_header(raw: Nifti1Header, image: Nifti1Image) -> None:
     if not forms:
         raise VolumeError("does not say how it lies in the patient, qform_code and sform_code are 0")
     for form in forms:
-        _check_finite(form)
+        _check_grid(form, image.shape)
     if (off := apart(forms[0], forms[-1], shape=image.shape)) > pixdim.min():
         raise VolumeError(f"lies at two places, {off:.3g} mm apart: its qform and its sform differ")
     # MONAI takes the lengths of pixdim, and with them the qform, others those of the sform. Files of ACDC have voxels
