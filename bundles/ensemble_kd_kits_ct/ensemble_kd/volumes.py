@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -54,8 +55,14 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
             does not tell size, position and axes of the voxels in the patient: see `_check_grid`.
     """
     file = Path(path)
-    if not file.is_file():
-        raise VolumeError("is no regular file" if file.exists() else "is missing")
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)
+    except FileNotFoundError as error:
+        raise VolumeError("is missing") from error
+    except (OSError, ValueError) as error:
+        raise VolumeError(f"cannot be read ({_reason(error)})") from error
+    if not regular:
+        raise VolumeError("is no regular file")
     if not file.name.lower().endswith(SUFFIXES):
         raise VolumeError(f"must be one of {', '.join(SUFFIXES)}")
     read = _read_nrrd if file.suffix.lower() == ".nrrd" else _read_nifti
@@ -82,7 +89,7 @@ def apart(one: ArrayLike, other: ArrayLike, *, shape: Sequence[int]) -> float:
         other: affine `(4, 4)`.
         shape: voxels along the axes of space.
     """
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, size - 1) for size in shape[:3]))])
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, size) for size in shape[:3]))])
     moved = (np.asarray(one, np.float64) - np.asarray(other, np.float64)) @ corners.T
     return float(np.linalg.norm(moved[:3], axis=0).max())
 
