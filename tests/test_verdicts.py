@@ -37,9 +37,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Files that were read, in order."""
     seen: list[str] = []
     read = cases.read_volume
-    monkeypatch.setattr(
-        cases, "read_volume", lambda path, **options: (seen.append(Path(path).name), read(path, **options))[1]
-    )
+
+    def noted(path: str, **options: Any) -> Any:
+        seen.append(Path(path).name)
+        return read(path, **options)
+
+    monkeypatch.setattr(cases, "read_volume", noted)
     return seen
 
 

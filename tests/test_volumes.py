@@ -43,7 +43,7 @@ def nifti(folder: Path, voxels: Any = VOXELS, affine: Any = OBLIQUE, *, name: st
 def spoilt(path: Path, field: str, value: Any) -> Path:
     """Replaces a field of a NIfTI header, which nibabel would refuse to write."""
     content = bytearray(gzip.decompress(path.read_bytes()))
-    kind, offset = nibabel.Nifti1Header.template_dtype.fields[field]  # type: ignore[index]
+    kind, offset = nibabel.Nifti1Header.template_dtype.fields[field]
     content[offset : offset + kind.itemsize] = np.asarray(value, kind.base).tobytes()
     path.write_bytes(gzip.compress(bytes(content)))
     return path
@@ -96,9 +96,10 @@ def test_flipped_bits(kind: str, tmp_path: Path) -> None:
 def test_other_lengths(name: str, length: int, tmp_path: Path) -> None:
     """A file with fewer or more voxels than its header says, compressed or not."""
     path = nrrd(tmp_path) if name == "a.nrrd" else nifti(tmp_path, name=name)
-    unpack, pack = (gzip.decompress, gzip.compress) if name.endswith(".gz") else (bytes, bytes)
-    content = unpack(path.read_bytes())
-    path.write_bytes(pack(content[:length] if length < 0 else content + b"\0"))
+    content = path.read_bytes()
+    content = gzip.decompress(content) if name.endswith(".gz") else content
+    content = content[:length] if length < 0 else content + b"\0"
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     assert "cannot be read" in refusal(path)
 
 

@@ -25,6 +25,12 @@ def append(scene: Scene) -> None:
         file.write(b"the end of a longer file")
 
 
+def pipe(scene: Scene) -> None:
+    path = Path(scene.cases["validation"][0]["label"])
+    path.unlink()
+    os.mkfifo(path)
+
+
 SITUATIONS = [
     Situation(
         "a scan is cut short",
@@ -36,7 +42,7 @@ SITUATIONS = [
     Situation("a scan goes on", append, Refused(["{case}", "{file}", "cannot be read"]), bundles=BOTH),
     Situation(
         "a label of a scan to evaluate is a pipe",
-        lambda scene: (os.unlink(path := scene.cases["validation"][0]["label"]), os.mkfifo(path)),  # noqa: PTH108
+        pipe,
         Refused(["{case}", "label is no regular file"]),
         bundles=BOTH[1:],
         commands=["evaluate"],
