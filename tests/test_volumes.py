@@ -72,7 +72,8 @@ def test_flipped_bits(kind: str, tmp_path: Path) -> None:
     if kind == "nii.gz":
         path = nifti(tmp_path)
     else:
-        packed = {"gzip": gzip.compress, "bzip2": bz2.compress}[kind[5:]](VOXELS.tobytes("F"))
+        raw = VOXELS.tobytes("F")
+        packed = gzip.compress(raw) if kind.endswith("gzip") else bz2.compress(raw)
         path = nrrd(tmp_path, data=packed, header=HEADER.replace("raw", kind[5:]))
     content, (voxels, affine), rng, found = path.read_bytes(), read(path), random.Random(0), 0
     start = content.find(b"\n\n") + 2 if "nrrd" in kind else 0
