@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir(), "bundle_tests_hub")))
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir(), "bundle_tests_cache"))
 sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
 
 pytest_plugins = ["tests.trajectories"]

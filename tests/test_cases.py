@@ -17,6 +17,7 @@ from tests.conftest import NAMES, package
 checks = importlib.import_module(f"{package(NAMES[0])}.cases")  # identical in every bundle
 LABEL = np.zeros((4, 5, 6), np.uint8)
 LABEL[1:3, 2, 3] = 1
+IMAGE = np.arange(LABEL.size, dtype=np.float32).reshape(LABEL.shape)
 
 
 def volume(path: Path, array: Any, affine: Any = None) -> str:
@@ -28,7 +29,7 @@ def a_case(folder: Path, name: str, *, label: Any = LABEL, affine: Any = None) -
     """Two images and a label map."""
     case = {"case": name}
     for key in ("t1", "t2"):
-        case[key] = volume(folder / f"{name}_{key}.nii.gz", np.ones(LABEL.shape, np.float32))
+        case[key] = volume(folder / f"{name}_{key}.nii.gz", IMAGE)
     return case | {"label": volume(folder / f"{name}_label.nii.gz", label, affine)}
 
 
@@ -81,7 +82,7 @@ def test_every_image_is_checked(tmp_path: Path) -> None:
 
 def test_images_must_share_a_grid(tmp_path: Path) -> None:
     case = a_case(tmp_path, "a")
-    volume(Path(case["t2"]), np.ones((4, 5, 7), np.float32))
+    volume(Path(case["t2"]), np.ones((4, 5, 7), np.float32) + np.arange(7))
     assert problems(case) == ["case a: a_t2.nii.gz: shape (4, 5, 7) differs from the t1's (4, 5, 6)"]
 
 

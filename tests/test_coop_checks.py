@@ -116,14 +116,14 @@ class TestHeader:
         found = case(tmp_path, heart())
         overwrite(found["image"], offset=80, values=np.array(pixdim, "<f4"))
         message = refusal([[found]])
-        assert f"case patient001_ED: {found['image']}: voxel spacing is missing, pixdim is" in message
+        assert f"case patient001_ED: {found['image']}: image has no voxel size, pixdim is" in message
 
     def test_blank_header(self, tmp_path: Path) -> None:
-        """Neither a size of the voxels nor an orientation: what a conversion leaves that knows neither."""
+        """No orientation: what a conversion leaves that knows none."""
         found = case(tmp_path, heart())
         image = nibabel.Nifti1Image(heart(), None)
         nibabel.save(image, found["image"])
-        assert "voxel spacing is missing, pixdim is [1.0, 1.0, 1.0]" in refusal([[found]])
+        assert "image does not say how it lies in the patient" in refusal([[found]])
 
     def test_all_problems_at_once(self, tmp_path: Path) -> None:
         cases = []

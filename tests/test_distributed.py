@@ -177,7 +177,7 @@ def test_one_process_dies(bundle: str, death: str, message: str, tiny_weights: N
 
 @pytest.mark.gate
 def test_bad_input_is_reported_once(tmp_path: Path) -> None:
-    """All processes find the error; one says so, and none starts."""
+    """One process reads the scans, all end with what it found; one says so, and none starts."""
     data = scans(BUNDLE, tmp_path)
     given = by_several(BUNDLE, "train", data=data, folder=tmp_path)
     missing = Path(given["cases"]["validation"][0]["label"])
@@ -185,6 +185,7 @@ def test_bad_input_is_reported_once(tmp_path: Path) -> None:
     done = finished([*LAUNCH, "-m", "monai.bundle", *command_line(given)])
     assert done.returncode != 0
     assert done.stderr.count(f"{missing}: label is missing") == 1
+    assert done.stderr.count("Checking scans: 100%") == 1
     assert not (tmp_path / "models").exists()
 
 

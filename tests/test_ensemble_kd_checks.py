@@ -28,8 +28,8 @@ def test_classes() -> None:
 def test_values_of_no_class_and_empty_labels_are_named(tmp_path: Path) -> None:
     label = np.zeros((4, 5, 6), np.uint8)
     case = {"case": "a"} | {key: str(tmp_path / f"{key}.nii") for key in ("image", "label")}
-    for key in ("image", "label"):
-        nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), case[key])
+    nibabel.save(nibabel.Nifti1Image(label, np.eye(4)), case["label"])
+    nibabel.save(nibabel.Nifti1Image(np.arange(120, dtype=np.int16).reshape(label.shape), np.eye(4)), case["image"])
     check_scans([[case]], spatial=Identityd("image"), labels=False)
     with pytest.raises(InputError, match=r"case a: .*label\.nii: label is empty"):
         check_scans([[case]], spatial=Identityd("image"), label_groups=[[0], [1, 2]])

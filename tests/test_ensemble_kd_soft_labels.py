@@ -140,13 +140,13 @@ def problem(folder: Path, maps: torch.Tensor, *, affine: torch.Tensor = AFFINE) 
 
 def test_other_grids_are_named(tmp_path: Path) -> None:
     shifted = AFFINE.clone()
-    shifted[0, 3] += 0.05
+    shifted[0, 3] += 0.2
     assert problem(tmp_path, probabilities(), affine=shifted) == (
-        "soft labels are of another grid: affine differs by up to 0.05 mm"
+        "soft labels are of another grid: affine differs by up to 0.2 mm"
     )
-    with pytest.raises(InputError, match=r"case a: .*a_soft\.nii\.gz: .*affine differs by up to 0\.05 mm"):
+    with pytest.raises(InputError, match=r"case a: .*a_soft\.nii\.gz: .*affine differs by up to 0\.2 mm"):
         loaded(soft_label_file(tmp_path, "a"))
-    shifted[0, 3] -= 0.045
+    shifted[0, 3] -= 0.195
     assert problem(tmp_path, probabilities(), affine=shifted) is None
     assert problem(tmp_path, probabilities(shape=(5, 4, 7))) == (
         "soft labels are of another grid: shape (5, 4, 7) instead of (5, 4, 6)"
@@ -156,9 +156,10 @@ def test_other_grids_are_named(tmp_path: Path) -> None:
 
 
 def test_other_channels_are_named(tmp_path: Path) -> None:
-    for classes, shape in ((2, "5, 4, 6, 2"), (4, "5, 4, 6, 4"), (1, "5, 4, 6")):
-        rule = f"soft labels must have 3 channels on their fourth axis, their shape is ({shape})"
+    for classes in (2, 4):
+        rule = f"soft labels must have 3 channels on their fourth axis, their shape is (5, 4, 6, {classes})"
         assert problem(tmp_path, probabilities(classes)) == rule
+    assert problem(tmp_path, probabilities(1)) == "soft labels must be a 4D volume, its shape is (5, 4, 6)"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,6 @@ def test_voxels_without_size_are_named(tmp_path: Path) -> None:
         volume.header["pixdim"][1:4] = (1, 0, 2)  # or MONAI takes them for the sizes
         volume.header.set_sform(np.diag([1.0, 0.0, 2.0, 1.0]), code=1)
         nibabel.save(volume, case[key])
-    rule = r"case a: .*image\.nii\.gz: voxels must have a size along every axis, the header says \[1.0, 0.0, 2.0\] mm"
+    rule = r"case a: .*image\.nii\.gz: image has no voxel size, pixdim is \[1.0, 0.0, 2.0\]"
     with pytest.raises(InputError, match=rule):
         check(case)

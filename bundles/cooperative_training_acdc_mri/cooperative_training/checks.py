@@ -1,4 +1,4 @@
-"""Checks of short-axis stacks that hold for this method alone; `cases.check_cases` comes first."""
+"""Checks of short-axis stacks; `cases.check_cases` makes them while it reads the files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
-from monai.data.utils import affine_to_spacing, correct_nifti_header_if_necessary
-from monai.transforms import LoadImage
-from nibabel.openers import Opener
+from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
-from tqdm.contrib.concurrent import thread_map
 
-from .cases import InputError, case_name
+from .cases import Case, InputError, Problem, case_name, check_cases, problems_of_splits
+from .volumes import voxels_of
 
 __all__ = ["check_stacks", "has_bfloat16"]
 
@@ -27,43 +24,35 @@ logger = logging.getLogger(__name__)
 STRUCTURES = ("RV", "MYO", "LV")
 ENCLOSED = 0.75  # of the outline; at least 0.99 of a cavity's is myocardium in ACDC, at most 0.46 in any other pair
 
-Case = Mapping[str, Any]
-Problem = tuple[str, str, str]
-
 
 def check_stacks(
-    splits: Sequence[Sequence[Case]], *, label: str | None = "label", label_order: Sequence[str] = STRUCTURES
+    splits: Sequence[Sequence[Case]], *, label: str | None = "label", label_order: Sequence[str] | None = STRUCTURES
 ) -> None:
-    """Checks patients, headers and the meaning of the labels.
+    """Checks every file that a run will read, see `cases.check_cases`, patients and the meaning of the labels.
 
     Args:
         splits: lists of cases, for example training and validation; no `patient` may occur in two of them. Without
             this entry, file names tell the patients, and such a one is warned of.
         label: key of the label map, `None` when there is none.
-        label_order: structures of the label values 1, 2 and 3.
+        label_order: structures of the label values 1, 2 and 3; `None`: they may be in any order.
 
     Raises:
-        InputError: when a patient is in two splits, an image has no voxel spacing or its slices do not lie along the
-            third axis, `label_order` is no order of RV, MYO and LV, or a label map contradicts it: the left cavity is
+        InputError: as `check_cases`, and when a patient is in two splits, an image's slices do not lie along the third
+            axis, `label_order` is no order of RV, MYO and LV, or a label map contradicts it: the left cavity is
             enclosed by myocardium in every slice, the other structures are not.
     """
-    if sorted(label_order) != sorted(STRUCTURES):
+    if label_order is not None and sorted(label_order) != sorted(STRUCTURES):
         raise InputError([("", "label_order", f"must order {', '.join(STRUCTURES)}, got {list(label_order)}")])
-    problems = list(_shared_patients(splits))
+    problems = [*problems_of_splits(splits, ["image"]), *_shared_patients(splits)]
     if problems:
         raise InputError(problems)
 
-    def rules_broken(case: Case) -> list[Problem]:
-        broken = [(str(case["image"]), rule) for rule in _rules_of_header(str(case["image"]))]
-        if label is not None:
-            broken += [(str(case[label]), rule) for rule in _rules_of_label(str(case[label]), label_order)]
-        return [(case_name(case), *problem) for problem in broken]
+    def further(_: Case, volumes: Mapping[str, Nifti1Image]) -> Iterator[tuple[str, str]]:
+        yield from (("image", rule) for rule in _rules_of_axes(volumes["image"]))
+        if label is not None and label_order is not None:
+            yield from ((label, rule) for rule in _rules_of_label(voxels_of(volumes[label]), label_order))
 
-    cases = [case for split in splits for case in split]
-    found = thread_map(rules_broken, cases, max_workers=4, desc="Checking stacks", unit="case")
-    problems = [problem for case in found for problem in case]
-    if problems:
-        raise InputError(problems)
+    check_cases(splits, label=label, label_values=[[0, 1, 2, 3]], further=further, settings=label_order)
 
 
 def has_bfloat16() -> bool:
@@ -100,30 +89,15 @@ def _shared_patients(splits: Sequence[Sequence[Case]]) -> Iterator[Problem]:
                     logger.warning("case %s: %s: %s, the validation is optimistic", *problem)
 
 
-def _rules_of_header(path: str) -> Iterator[str]:
-    """Yields what is wrong with the voxel spacing, from the header alone where the file is NIfTI."""
-    if path.endswith((".nii", ".nii.gz")):
-        image = nibabel.load(path)
-        with Opener(path) as file:  # as it is: load puts 1 in the place of 0
-            header = type(image.header).from_fileobj(file, check=False)
-        pixdim = header["pixdim"][1:4]
-        blank = header["qform_code"] == header["sform_code"] == 0 and (pixdim == 1).all()
-        if blank or not (np.isfinite(pixdim) & (pixdim != 0)).all():
-            yield f"voxel spacing is missing, pixdim is {pixdim.tolist()}"
-            return
-        image = correct_nifti_header_if_necessary(image)
-    else:
-        image = LoadImage(image_only=True)(path)
-    spacing = np.asarray(affine_to_spacing(np.asarray(image.affine), 3))
-    if not (np.isfinite(spacing) & (spacing > 0)).all():
-        yield f"voxel spacing is missing, the affine's is {spacing.tolist()}"
-    elif image.shape[2] > 1 and spacing[2] < spacing.max() - 1e-3:
+def _rules_of_axes(image: Nifti1Image) -> Iterator[str]:
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if image.shape[2] > 1 and spacing[2] < spacing.max() - 1e-3:
         millimetres = " x ".join(f"{size:.3g}" for size in spacing)
         yield f"slices must lie along the third axis, where voxels are longest; they are {millimetres} mm"
 
 
-def _rules_of_label(path: str, label_order: Sequence[str]) -> Iterator[str]:
-    enclosed = _enclosure(np.asarray(LoadImage(image_only=True)(path)).astype(np.int64))
+def _rules_of_label(label: NDArray[Any], label_order: Sequence[str]) -> Iterator[str]:
+    enclosed = _enclosure(label.astype(np.uint8))
     claimed = tuple(label_order.index(name) + 1 for name in ("LV", "MYO"))
     for cavity, wall in permutations((1, 2, 3), 2):
         if enclosed[cavity, wall] > ENCLOSED > enclosed[claimed]:
@@ -133,7 +107,7 @@ def _rules_of_label(path: str, label_order: Sequence[str]) -> Iterator[str]:
             )
 
 
-def _enclosure(label: NDArray[np.int64]) -> NDArray[np.float64]:
+def _enclosure(label: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Returns in `[a, b]` the share of the outline of value a in the slices `[..., z]` that borders on value b.
 
     Args:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from monai.data import MetaTensor
+from nibabel.nifti1 import Nifti1Image
 
 from .cases import Case, InputError, check_cases
 from .soft_labels import Transform, grid_of, problem_of_soft_labels
@@ -62,18 +63,14 @@ def check_scans(
         labels: whether the cases have label maps.
 
     Raises:
-        InputError: as `check_cases`, and when a voxel has no size, or soft labels are of another grid, have other
-            channels than there are classes, or do not sum to one.
+        InputError: as `check_cases`, and when soft labels are of another grid, have other channels than there are
+            classes, or do not sum to one.
     """
 
-    def further(case: Case, volumes: Mapping[str, MetaTensor]) -> Iterator[tuple[str, str]]:
+    def further(case: Case, volumes: Mapping[str, Nifti1Image]) -> Iterator[tuple[str, str]]:
         image = volumes["image"]
-        spacing = torch.as_tensor(image.affine)[:3, :3].norm(dim=0).tolist()  # pixdim takes 0 for 1
-        if not all(math.isfinite(size) and size > 1e-6 for size in spacing):
-            yield "image", f"voxels must have a size along every axis, the header says {spacing} mm"
-        elif case.get("soft"):
-            affine = torch.as_tensor(image.affine)
-            grid = grid_of(spatial, shape=image.shape, affine=affine)
+        if case.get("soft"):
+            grid = grid_of(spatial, shape=image.shape, affine=torch.as_tensor(image.affine))
             classes = len(label_groups or [])
             if problem := problem_of_soft_labels(case["soft"], classes=classes, grid=grid):
                 yield "soft", problem
@@ -84,4 +81,10 @@ def check_scans(
         label_values=[[value for group in label_groups or [] for value in group]],
         foreground=labels,
         further=further,
+        settings={"spatial": json.dumps(spatial, default=_content), "label_groups": label_groups},
     )
+
+
+def _content(part: Any) -> Any:
+    """What a transform is made of, without its random state."""
+    return [type(part).__name__, str(getattr(part, "__qualname__", "")), dict(getattr(part, "__dict__", {}))]

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from .cases import InputError
+from .volumes import VolumeError, apart, read_volume, same_grid
 from .windows import SUM_TOLERANCE
 from .writing import write_volume
 
@@ -104,7 +105,7 @@ class LoadSoftLabelsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             image: MetaTensor = item[self.image_key]
-            file = nibabel.load(item[key])
+            file = read_volume(item[key])
             grid = tuple(image.shape[1:]), image.affine
             if problem := _problem_of_grid(file.shape[:3], file.affine, grid=grid):
                 raise InputError([(str(item.get("case", "")), str(item[key]), problem)])
@@ -140,11 +141,11 @@ def problem_of_soft_labels(path: str | Path, *, classes: int, grid: tuple[Sequen
         grid: shape and affine that it must have.
     """
     try:
-        file = nibabel.load(path)
-        values = np.asarray(file.dataobj, dtype=np.float32)
-    except Exception as error:
-        return f"soft labels cannot be read ({type(error).__name__}: {error})"
-    if values.ndim != 4 or values.shape[-1] != classes:
+        file = read_volume(path, dimensions=[4])
+    except VolumeError as error:
+        return f"soft labels {error}"
+    values = np.asarray(file.dataobj, dtype=np.float32)
+    if values.shape[-1] != classes:
         return f"soft labels must have {classes} channels on their fourth axis, their shape is {values.shape}"
     if problem := _problem_of_grid(values.shape[:3], file.affine, grid=grid):
         return problem
@@ -160,5 +161,10 @@ def _problem_of_grid(
 ) -> str | None:
     if tuple(shape) != tuple(grid[0]):
         return f"soft labels are of another grid: shape {tuple(shape)} instead of {tuple(grid[0])}"
-    off = float(np.abs(affine - grid[1].cpu().double().numpy()).max())
-    return None if off <= 1e-2 else f"soft labels are of another grid: affine differs by up to {off:.3g} mm"
+    wanted = grid[1].cpu().double().numpy()
+    off = f"{apart(wanted, affine, shape=shape):.3g}"
+    return (
+        None
+        if same_grid(wanted, affine, shape=shape)
+        else f"soft labels are of another grid: affine differs by up to {off} mm"
+    )

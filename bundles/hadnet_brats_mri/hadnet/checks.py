@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import nibabel
-import torch
-from monai.data import MetaTensor
+import numpy as np
 from monai.data.utils import affine_to_spacing
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
 
 from .cases import Case, InputError, case_name, check_cases
 from .data import sequence_files
 from .regions import label_sets
-from .sequences import brain_mask, channels_of
+from .sequences import channels_of
+from .volumes import voxels_of
 
 __all__ = ["check_scans", "check_sequences"]
 
@@ -71,8 +73,9 @@ def check_scans(
     needed = [list(dict.fromkeys([*names, *mask_from])) for names in sequences]
     found = [[_files(case, names) for case in split] for split, names in zip(splits, needed, strict=True)]
 
-    def further(case: Case, volumes: Mapping[str, MetaTensor]) -> Iterator[tuple[str, str]]:
-        scan, stacked = {key: volume for key, volume in volumes.items() if key != label}, volumes.get("image")
+    def further(case: Case, volumes: Mapping[str, Nifti1Image]) -> Iterator[tuple[str, str]]:
+        scan = {key: voxels_of(volume) for key, volume in volumes.items() if key != label}
+        stacked = scan.get("image")
         if stacked is not None:
             try:
                 channels = channels_of(case["needed"], stack=stack, count=stacked.shape[-1])
@@ -80,7 +83,8 @@ def check_scans(
                 yield "image", str(error).rpartition(": ")[2]
                 return
             scan = {name: stacked[..., channel] for name, channel in zip(case["needed"], channels, strict=True)}
-        for name, rule in _problems_of_brain(scan, mask_from, size=size, pixdim=pixdim, cut=cut):
+        affine = next(iter(volumes.values())).affine
+        for name, rule in _problems_of_brain(scan, affine, mask_from, size=size, pixdim=pixdim, cut=cut):
             yield ("image" if stacked is not None else name), rule
 
     check_cases(
@@ -91,6 +95,7 @@ def check_scans(
         label_values=label_sets(label_order),
         foreground=False,
         further=further,
+        settings={"mask_from": mask_from, "stack": stack, "size": size, "pixdim": pixdim, "cut": cut},
     )
 
 
@@ -103,26 +108,34 @@ def _files(case: Case, needed: Sequence[str]) -> Case:
 
 
 def _problems_of_brain(
-    scan: Mapping[str, MetaTensor], mask_from: Sequence[str], *, size: Sizes, pixdim: Sizes, cut: bool
+    scan: Mapping[str, NDArray[np.generic]],
+    affine: NDArray[np.float64],
+    mask_from: Sequence[str],
+    *,
+    size: Sizes,
+    pixdim: Sizes,
+    cut: bool,
 ) -> Iterator[tuple[str, str]]:
-    brain = brain_mask(torch.stack([scan[name].as_tensor() for name in mask_from]))[0]
+    brain = np.ones(scan[mask_from[0]].shape, bool)
+    for name in mask_from:  # as `sequences.brain_mask`
+        brain &= scan[name] != 0
     if not brain.any():
         yield mask_from[0], f"there is no brain: no voxel in which {', '.join(mask_from)} are all non-zero"
         return
     for name, volume in scan.items():
-        if (inside := volume.as_tensor()[brain]).min() == inside.max():
+        if (inside := volume[brain]).min() == inside.max():
             yield name, f"{name} is the same everywhere in the brain"
-    long = _extent(brain, scan[mask_from[0]].affine, pixdim)
+    long = _extent(brain, affine, pixdim)
     if not cut and any(voxels > most for voxels, most in zip(long, size, strict=True)):
         seen = f"the brain is {long} voxels long along S, A, L, the network sees {list(size)}"
         yield mask_from[0], f"{seen}: enlarge `size`, or allow cutting with `cut`"
 
 
-def _extent(brain: torch.Tensor, affine: torch.Tensor, pixdim: Sizes) -> list[int]:
+def _extent(brain: NDArray[np.bool_], affine: NDArray[np.float64], pixdim: Sizes) -> list[int]:
     """Length of the brain along S, A and L in voxels of `pixdim` mm."""
-    along = [brain.any(2).any(1), brain.any(2).any(0), brain.any(1).any(0)]
-    voxels = [int(used.nonzero().max() - used.nonzero().min()) + 1 for used in along]
+    along = [np.flatnonzero(brain.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    voxels = [int(used[-1] - used[0]) + 1 for used in along]
     spacing = affine_to_spacing(affine)
-    axes = nibabel.io_orientation(affine.numpy())[:, 0].astype(int).tolist()
+    axes = nibabel.io_orientation(affine)[:, 0].astype(int).tolist()
     millimetres = {axis: count * float(step) for axis, count, step in zip(axes, voxels, spacing, strict=True)}
     return [round(millimetres[axis] / step) for axis, step in zip((2, 1, 0), pixdim, strict=True)]

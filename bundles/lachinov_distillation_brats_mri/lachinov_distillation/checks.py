@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
-from monai.data import MetaTensor
+from nibabel.nifti1 import Nifti1Image
 
 from .cases import Case, InputError, case_name, check_cases
 from .data import sequence_files
 from .regions import label_sets
 from .sequences import channels_of
+from .volumes import voxels_of
 
 __all__ = ["check_patch", "check_scans", "check_sequences", "has_bfloat16"]
 
@@ -69,12 +71,14 @@ def check_scans(
     orders = {tuple(case.get("label_order") or label_order or ()) for split in splits for case in split}
     values = [allowed for order in sorted(orders) if order for allowed in label_sets(order)]
 
-    def further(case: Case, volumes: Mapping[str, MetaTensor]) -> Iterator[tuple[str, str]]:
+    def further(case: Case, volumes: Mapping[str, Nifti1Image]) -> Iterator[tuple[str, str]]:
         if "soft" in volumes and volumes["soft"].shape[-1] != 3:
             yield "soft", f"soft labels must have 3 channels (WT, TC, ET), have {volumes['soft'].shape[-1]}"
-        scan = {name: volumes[name] for name in sequences if name in volumes}
+        if "soft" in volumes and voxels_of(volumes["soft"]).dtype != np.uint8:
+            yield "soft", f"soft labels must be 0 to 255 as uint8, are {voxels_of(volumes['soft']).dtype}"
+        scan = {name: voxels_of(volumes[name]) for name in sequences if name in volumes}
         if "image" in volumes:
-            stacked = volumes["image"]
+            stacked = voxels_of(volumes["image"])
             try:
                 channels = channels_of(sequences, stack=case.get("stack") or stack, count=stacked.shape[-1])
             except InputError as error:
@@ -82,8 +86,10 @@ def check_scans(
                 return
             scan = {name: stacked[..., channel] for name, channel in zip(sequences, channels, strict=True)}
         for name, volume in scan.items():
-            if not (volume.as_tensor() > 0).any():
+            if not volume.max() > 0:
                 yield (name if name in volumes else "image"), f"{name} has no positive voxel"
+            elif volume.min() == volume.max():
+                yield "image", f"{name} is the same everywhere"
 
     check_cases(
         [[_files(case, sequences, labelled=labelled) for case in split] for split in splits],
@@ -93,6 +99,7 @@ def check_scans(
         label_values=values,
         foreground=False,
         further=further,
+        settings={"sequences": sequences, "stack": stack},
     )
 
 

@@ -11,8 +11,9 @@ import nibabel
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.inferers import Inferer
-from monai.transforms import DivisiblePad, LoadImage, MapTransform
+from monai.transforms import DivisiblePad, MapTransform
 from torch import nn
 
 from .cases import Case, InputError, case_name
@@ -22,6 +23,7 @@ from .labelling import as_bytes, discretise_classes, remove_small_components
 from .labels import CHANNELS, mapped
 from .regions import CLASSES, VALUES
 from .resume import load_weights
+from .volumes import LoadVolume, VolumeError, read_volume, same_grid
 
 __all__ = ["Ensemble", "EnsembleLabeld", "FileMember", "NetworkMember"]
 
@@ -112,7 +114,7 @@ class FileMember:
         self.files = files
         self.predicts = predicts
         self.label_order = list(label_order)
-        self._load = LoadImage(image_only=True)
+        self._load = LoadVolume(image_only=True)
 
     def path(self, case: str) -> Path:
         """Returns the file of a case."""
@@ -121,15 +123,16 @@ class FileMember:
     def problems(self, case: str, reference: Any) -> list[Problem]:
         """Returns what is wrong with the file of a case, from its header and its values."""
         path = self.path(case)
-        if not path.is_file():
-            return [(case, str(path), f"prediction of member {self.name} is missing")]
-        found = nibabel.load(path)
+        try:
+            found = read_volume(path)
+        except VolumeError as error:
+            return [(case, str(path), f"prediction of member {self.name} {error}")]
         grid, shape = reference.shape[:3], found.shape
         channels = () if self.predicts == "labels" else (len(KINDS[self.predicts]),)
         if shape not in ((*grid, *channels), (*channels, *grid)):
             wanted = f"{' x '.join(map(str, (*grid, *channels)))}"
             return [(case, str(path), f"shape {shape} of member {self.name} does not fit the scan's: {wanted}")]
-        if abs(found.affine - reference.affine).max() > 1e-2:
+        if not same_grid(reference.affine, found.affine, shape=grid):
             return [(case, str(path), f"affine of member {self.name} differs from the scan's")]
         if self.predicts != "labels":
             lowest, highest = (float(value) for value in self._scaled(case).aminmax())
@@ -198,7 +201,7 @@ class Ensemble(nn.Module):
         """
         problems: list[Problem] = []
         for case in cases if self.files else ():
-            reference = nibabel.load(case["image"])
+            reference = correct_nifti_header_if_necessary(nibabel.load(case["image"]))  # as all readers of scans
             problems += [problem for member in self.files for problem in member.problems(case_name(case), reference)]
         if problems:
             raise InputError(problems)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import MapTransform
 
 from .regions import CLASSES, VALUES, region_mask
+from .volumes import LoadVolume
 
 __all__ = ["CHANNELS", "LoadLabeld", "ToRegionsd", "mapped"]
 
@@ -42,7 +43,7 @@ class LoadLabeld(MapTransform):
     def __init__(self, keys: KeysCollection, *, label_order: Sequence[str]) -> None:
         super().__init__(keys)
         self.label_order = list(label_order)
-        self._load = LoadImage(image_only=True)
+        self._load = LoadVolume(image_only=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with the label maps loaded."""

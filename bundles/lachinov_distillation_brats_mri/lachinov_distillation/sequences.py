@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform
+from monai.transforms import MapTransform
 
 from .cases import InputError
 from .data import sequence_files
 from .writing import scan_of_case
+from .volumes import LoadVolume
 
 __all__ = ["LoadSequencesd", "brain_mask", "channels_of"]
 
@@ -73,7 +74,7 @@ class LoadSequencesd(MapTransform):
         self.stack = list(stack)
         self.mask_key = mask_key
         self.needed = [*sequences, *(name for name in mask_from if name not in sequences)]
-        self._load = LoadImage(image_only=True, dtype=torch.float32)
+        self._load = LoadVolume(image_only=True, dtype=torch.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with the scan and the brain."""
