@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from tests.conftest import NAMES, config_files, recipe, small, workflows
+from tests.conftest import NAMES, config_files, package, recipe, small, workflows
 
 Case = Mapping[str, str]
 IDS = ("evaluating", "inference", "training")  # an evaluation is an overlay of a training and defines both
@@ -61,8 +61,9 @@ def run(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: An
         monai.bundle.run(logging_file=False, **given)
     finally:
         set_determinism(None)
-        for name in [name for name in sys.modules if name.endswith(".locks")]:  # as at the end of a process
-            sys.modules[name].release_all()
+        locks = sys.modules.get(f"{package(bundle)}.locks")
+        if locks is not None:  # as at the end of a process
+            locks.release_all()
 
 
 def command_line(given: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ __all__ = ["hold", "release", "release_all"]
 logger = logging.getLogger(__name__)
 
 _held: dict[Path, tuple[int | None, threading.Thread]] = {}
+_made: set[Path] = set()  # folders of locks that were not there before
 
 
 def hold(paths: Iterable[str | Path]) -> None:
@@ -58,6 +59,9 @@ def release(paths: Iterable[str | Path]) -> None:
             with contextlib.suppress(OSError):
                 _lock_file(place).unlink()
             os.close(descriptor)
+        if place.parent in _made:
+            with contextlib.suppress(OSError):  # something was written there
+                place.parent.rmdir()
 
 
 @atexit.register
@@ -105,7 +109,9 @@ def _take(place: Path) -> bool:
             raise BlockingIOError(None, f"another training in this process writes it, in thread {owner.name}")
         _held[place] = descriptor, threading.current_thread()
         return False
-    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.parent.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _made.add(place.parent)
     _held[place] = _locked(_lock_file(place)), threading.current_thread()
     return True
 

@@ -170,7 +170,7 @@ class _Defaults:
         if _holds_mapping(value):
             return value
         try:
-            return fitted(self._setting(name), value, self._of(name), typed=typed)
+            return fitted(self._setting(name), value, defaults=self._of(name), typed=typed)
         except UnfitError as error:
             raise UnfitError(f"{error}; it is {value if typed is None else typed!r}") from error
 
@@ -197,7 +197,7 @@ class _Defaults:
             path = ConfigComponent(config=dict(component), locator=self.locator).resolve_module_name()
             target = locate(path) if isinstance(path, str) else path
         try:
-                parameters = inspect.signature(target).parameters.values()
+            parameters = inspect.signature(target).parameters.values()
         except (TypeError, ValueError):
             return {"**": UNKNOWN}
         found = {item.name: item.default for item in parameters if item.kind is not item.VAR_KEYWORD}

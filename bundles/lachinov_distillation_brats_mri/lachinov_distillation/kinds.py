@@ -47,7 +47,7 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value[:1] in ("$", "@", "%") and len(value) > 1
 
 
-def fitted(name: str, value: Any, defaults: Sequence[Any], *, typed: str | None = None) -> Any:
+def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None = None) -> Any:
     """Returns `value` as a setting takes it; the same object where nothing had to be changed.
 
     Args:

@@ -223,11 +223,15 @@ class RunIdentity:
 
         Raises:
             InputError: when the file is damaged, or of another run; the message says in what it differs. When another
-                training writes the same files.
+                training writes the same files, or there are fewer cases to validate on than processes.
         """
         workflow = running_workflow()
         if workflow is not None and "weights" in workflow.parser:
             self.written = [self.path, Path(workflow.parser.get_parsed_content("weights"))]
+        processes, scans = idist.get_world_size(), len(self.splits[1])
+        if processes > max(scans, 1):
+            rule = f"holds {scans} case(s), {processes} processes take one each at least: add cases, or start fewer"
+            raise InputError([("", f"the split {SPLITS[1]!r}", rule)])
         hold(self.written)
         config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
         files = digests_of(workflow) if workflow else {}
