@@ -21,7 +21,7 @@ from tests.conftest import NAMES, config_files, package, workflows
 from tests.runs import arguments, run_id
 from tools import REPO
 
-COOP, _, HADNET, LACHINOV, VNET = NAMES
+COOP, ENSEMBLE, HADNET, LACHINOV, VNET = NAMES
 PROGRAM = Path(monai.bundle.__file__).with_name("__main__.py")
 
 
@@ -88,6 +88,8 @@ TAKEN: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "hyphens": (VNET, "train", ("--max-epochs", "3"), {"max_epochs": 3}),
     "an expression": (VNET, "train", ("--batch_size", "$1 + 2"), {"batch_size": "$1 + 2"}),
     "a new parameter": (VNET, "train", ("--network_def#attention_reduction", "4"), {}),
+    "no resampling": (ENSEMBLE, "train", ("--pixdim", "false"), {"pixdim": False}),
+    "no loading": (VNET, "inference", ("--load", "false"), {"load": False}),
     "the scan's own spacing": (COOP, "corrupt", ("--pixdim", "[-1,-1]"), {"pixdim": [-1, -1]}),
 }
 
@@ -165,6 +167,7 @@ def test_what_is_refused(words: str, started: Any) -> None:
     [
         (VNET, "inference", "--locate=no", "--locate: must be true or false; it is 'no'"),
         (COOP, "evaluate", "--structures=RV", "--structures: must be a list of texts such as"),
+        (ENSEMBLE, "train", "--batch_size=null", "--batch_size: must be a number"),
         (LACHINOV, "train", "--pseudo_labels=", "--pseudo_labels: must be a path, it is empty"),
     ],
 )

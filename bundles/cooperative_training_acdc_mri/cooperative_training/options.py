@@ -20,7 +20,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 
 from .cases import InputError, Problem, report_plainly
-from .kinds import UNKNOWN, UnfitError, fitted, is_expression, is_plain
+from .kinds import OFF, UNKNOWN, UnfitError, fitted, is_expression, is_plain, literal_of
 from .record import running_workflow
 
 __all__ = ["start_run"]
@@ -170,7 +170,7 @@ class _Defaults:
         if _holds_mapping(value):
             return value
         try:
-            return fitted(self._setting(name), value, defaults=self._of(name), typed=typed)
+            return fitted(self._setting(name), value, defaults=self._of(name, value), typed=typed)
         except UnfitError as error:
             raise UnfitError(f"{error}; it is {value if typed is None else typed!r}") from error
 
@@ -211,19 +211,21 @@ class _Defaults:
             name, value = value[1:], self.parser.get(value[1:])
         return name
 
-    def _of(self, name: str) -> list[Any]:
+    def _of(self, name: str, given: Any) -> list[Any]:
         """The values that the config files give an id, the one that counts first; of an expression its result."""
         place, _, last = name.rpartition("::")
         parent = self.parser.get(place) if place else None
-        nullable = [None] if place else []
+        nullable = [None] if place else [OFF] if f'"$not @{name}"' in self.text else []
         if name not in self.parser:
             found = self._parameters(parent).get(last, UNKNOWN) if isinstance(parent, Mapping) else UNKNOWN
             return [found if is_plain(found) else UNKNOWN, *nullable]
         value = self.parser.get(name)
         earlier = [layer[name] for layer in reversed(self.layers) if name in layer and not is_expression(layer[name])]
-        return [self._evaluated(name) if is_expression(value) else value, *earlier, *nullable]
+        return [self._evaluated(name, given) if is_expression(value) else value, *earlier, *nullable]
 
-    def _evaluated(self, name: str) -> Any:
+    def _evaluated(self, name: str, given: Any) -> Any:
+        if isinstance(literal_of(given), bool | None):  # a network may be built for nothing
+            return UNKNOWN
         try:
             value = self.parser.get_parsed_content(name)
         except Exception:  # of a file that is not there, say: then the value is not judged

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["PATHS", "UNKNOWN", "UnfitError", "fitted", "is_expression", "is_plain"]
+__all__ = ["OFF", "PATHS", "UNKNOWN", "UnfitError", "fitted", "is_expression", "is_plain", "literal_of"]
 
-UNKNOWN: Any = object()
+UNKNOWN: Any = object()  # the default of what can be anything
+OFF: Any = object()  # among the defaults of what can be switched off: null and false fit too
 NEEDED = {"bundle_root", "ckpt_dir", "output_dir", "dataset_dir", "weights", "state_file"}
 PATHS = NEEDED | {"split_file", "datalist", "pseudo_labels", "soft_labels", "intensity_file", "picture_file", "start"}
 PATHS |= {"teacher_weights", "student_weights", "locator_weights", "default_locator"}
@@ -47,6 +48,11 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value[:1] in ("$", "@", "%") and len(value) > 1
 
 
+def literal_of(value: Any) -> Any:
+    """Returns what a text such as `true` or `None` stands for; everything else as it is."""
+    return LITERALS.get(value.lower(), value) if isinstance(value, str) else value
+
+
 def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None = None) -> Any:
     """Returns `value` as a setting takes it; the same object where nothing had to be changed.
 
@@ -65,10 +71,12 @@ def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None 
         return _path(name, value, typed)
     if name == "device":
         return _device(value)
-    literal = LITERALS.get(value.lower(), value) if isinstance(value, str) else value
-    kinds = [default for default in defaults if default is not None]
-    if not kinds or (literal is None and None in defaults):
-        return literal if literal is None else value
+    literal = literal_of(value)
+    kinds = [default for default in defaults if default is not None and default is not OFF]
+    if (literal is None and None in defaults) or (OFF in defaults and (literal is None or literal is False)):
+        return literal
+    if not kinds:
+        return value
     reasons = []
     for default in kinds:
         try:
@@ -144,10 +152,9 @@ def _in_range(name: str, value: Any) -> Any:
     if name in RANGES:
         least, most = RANGES[name]
         numbers = value if isinstance(value, list) else [value]
-        numbers = [
-            item for item in numbers if isinstance(item, int | float) and not (name == "pixdim" and item == KEPT)
-        ]
-        if not all(least <= item <= most for item in numbers):
+        if any(isinstance(item, bool) or not isinstance(item, int | float) for item in numbers):
+            raise UnfitError("must be a number, or a list of numbers")
+        if not all(least <= item <= most or (name, item) == ("pixdim", KEPT) for item in numbers):
             low = "more than 0" if least == ABOVE_ZERO else f"at least {least:g}"
             raise UnfitError(f"must be {low}" if most == math.inf else f"must be between {least:g} and {most:g}")
     return value
@@ -168,8 +175,8 @@ def _device(value: Any) -> Any:
 
 
 def _path(name: str, value: Any, typed: str | None) -> Any:
-    if isinstance(value, str) and value.lower() in LITERALS and value.lower() != "true":
-        value = LITERALS[value.lower()]
+    if literal_of(value) is not True:
+        value = literal_of(value)
     if name not in NEEDED and (value is None or value is False):
         return value
     bare = value is True and typed in (None, "true")  # an option that no word follows
