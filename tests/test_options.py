@@ -195,6 +195,20 @@ def test_other_sources_of_options(started: Any, tmp_path: Path) -> None:
     assert second.startswith("--batch_size: must be a whole number")
 
 
+def test_own_overlays(started: Any, tmp_path: Path) -> None:
+    """Their settings are judged as options are; the ids that they bring are theirs."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("restart: 'false'\nlearning_rate: 1e-3\ndataset_dir: a#b\nloss: {_target_: DiceLoss}\nmine: 1\n")
+    files = [*config_files(VNET, "train"), str(overlay)]
+    parser = started(VNET, "train", files=files)
+    assert (parser["restart"], parser["learning_rate"]) == (False, 1e-3)
+    assert parser.get_parsed_content("dataset_dir") == "a#b"
+    assert started(VNET, "train", files=files, restart="true", mine=2)["restart"] is True
+    overlay.write_text("patch_size: 96\n")
+    (line,) = refusal(started, VNET, "train", files=files)
+    assert line.startswith(f"{overlay}: patch_size must be a list of 3 numbers")
+
+
 def test_tracking_brings_its_own_options(started: Any, tmp_path: Path) -> None:
     words = ("--tracking", "mlflow", "--experiment_name", "x", "--tracking_uri", f"file://{tmp_path}")
     assert started(VNET, "train", *words)["experiment_name"] == "x"

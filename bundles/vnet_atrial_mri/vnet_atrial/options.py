@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from pydoc import locate
@@ -25,8 +25,9 @@ from .record import running_workflow
 
 __all__ = ["start_run"]
 
-OWN = {*inspect.signature(monai.bundle.run).parameters, "workflow_name", "workflow_type"} - {"override"}  # MONAI's
+MONAIS = {*inspect.signature(monai.bundle.run).parameters, "workflow_name", "workflow_type"} - {"override"}
 COMPONENT = ("_target_", "_disabled_", "_mode_", "_requires_", "_desc_")
+OWN_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 REFERENCE = re.compile(r"@(\w+)")
 
 
@@ -49,7 +50,12 @@ def start_run() -> None:
     files = [Path(file) for file in _as_list(called.get("config_file"))]
     problems = list(_foreign(workflow, files))
     if not problems and files:
-        values, problems = _options(workflow, files, called)
+        values: dict[str, Any] = {}
+        own = [file for file in files if OWN_CONFIGS in (file.absolute().parent.resolve(), file.resolve().parent)]
+        shipped = _Defaults(own or files, workflow.parser)
+        every = _Defaults(files, workflow.parser) if own and own != files else shipped
+        problems = [*_overlays(workflow, set(files) - set(own) if own else (), shipped, values)]
+        problems += _options(workflow, called, values, defaults=(shipped, every))
         for name, value in values.items():
             workflow.parser[name] = value
     if problems:
@@ -68,7 +74,7 @@ def _call_of_monai() -> dict[str, Any]:
             "run",
             "run_workflow",
         ):
-            given = {key: value for key, value in frame.f_locals.items() if key in OWN and value is not None}
+            given = {key: value for key, value in frame.f_locals.items() if key in MONAIS and value is not None}
             given |= frame.f_locals.get("override") or frame.f_locals.get("kwargs") or {}
             file = given.pop("args_file", None)
             return {**(ConfigParser.load_config_file(file) if isinstance(file, str) else file or {}), **given}
@@ -78,7 +84,7 @@ def _call_of_monai() -> dict[str, Any]:
 
 def _foreign(workflow: ConfigWorkflow, files: Sequence[Path]) -> Iterator[Problem]:
     """Files that lie in the `configs` of another folder with a bundle, and metadata of another bundle."""
-    own = Path(__file__).resolve().parents[1]
+    own = OWN_CONFIGS.parent
     metas = [Path(file) for file in _as_list(workflow.meta_file)]
     for file in [*(files or [Path(workflow.config_root_path, "any")]), *metas]:
         folders = {file.absolute().parent.resolve(), file.resolve().parent}
@@ -89,7 +95,7 @@ def _foreign(workflow: ConfigWorkflow, files: Sequence[Path]) -> Iterator[Proble
             )
             yield "", str(file), f"{rule}, in a process of its own, and without the other folder in PYTHONPATH"
             return
-    known = own / "configs/metadata.json"
+    known = OWN_CONFIGS / "metadata.json"
     if known.is_file() and metas:
         names = [json.loads(known.read_text(encoding="utf-8")).get("name"), workflow.parser.get("_meta_::name")]
         if None not in names and names[0] != names[1]:
@@ -100,31 +106,55 @@ def _is_bundle(root: Path) -> bool:
     return (root / "configs/metadata.json").is_file() or (root / __package__.partition(".")[0]).is_dir()
 
 
+def _overlays(
+    workflow: ConfigWorkflow, files: Iterable[Path], defaults: _Defaults, values: dict[str, Any]
+) -> Iterator[Problem]:
+    """What is wrong with settings in the user's own files; adds to `values` those that have to be put right."""
+    for file in files:
+        for name, value in ConfigParser.load_config_file(file).items():
+            try:
+                fit = defaults.fitted(name, value, None) if name in defaults.parser else value
+            except UnfitError as error:
+                yield "", str(file), f"{name} {error}"
+                continue
+            if fit is not value and workflow.parser[name] in (value, str(value).replace("#", "::")):
+                values[name] = fit
+
+
 def _options(
-    workflow: ConfigWorkflow, files: Sequence[Path], called: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Problem]]:
-    """The values to put into the config, and what is wrong with the options."""
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
+    workflow: ConfigWorkflow,
+    called: Mapping[str, Any],
+    values: dict[str, Any],
+    *,
+    defaults: tuple[_Defaults, _Defaults],
+) -> Iterator[Problem]:
+    """What is wrong with the options; adds to `values` those that have to be put right.
+
+    Args:
+        workflow: of the run.
+        called: the options, and arguments of MONAI.
+        values: by id.
+        defaults: of the bundle's own config files, and of all, which count for ids that the former lack.
+    """
     typed = _typed()
-    defaults = _Defaults(files, workflow.parser)
+    shipped, every = defaults
     for name in ("init_id", "final_id"):  # where Fire puts words that belong to no option
         if called.get(name) is not None and called[name] not in workflow.parser:
             rule = "belongs to no option: texts with blanks, and lists, want quotation marks around them"
-            problems.append(("", str(called[name]), rule))
+            yield "", str(called[name]), rule
     for option, value in called.items():
         words = typed.get(option, [])
         try:
             if len(words) > 1:
                 raise UnfitError(f"is given {len(words)} times: {', '.join(words)}")
-            if option not in OWN:
+            if option not in MONAIS:
                 name = option.replace("#", "::")
-                fit = defaults.fitted(name, value, words[0] if words else None)
+                judge = shipped if name in shipped.parser else every
+                fit = judge.fitted(name, value, words[0] if words else None)
                 if fit is None or fit is not value:
                     values[name] = fit
         except UnfitError as error:
-            problems.append(("", f"--{option}", str(error)))
-    return values, problems
+            yield "", f"--{option}", str(error)
 
 
 def _typed() -> dict[str, list[str]]:
@@ -182,7 +212,7 @@ class _Defaults:
         parent = self.parser.get(place) if place else self.parser.config
         if not isinstance(parent, Mapping) or not parent or re.search(rf"@{name}\b", self.text):
             return None
-        known = [*parent, *(self._parameters(parent) if place else OWN)]
+        known = [*parent, *(self._parameters(parent) if place else MONAIS)]
         if last in known or "**" in known:
             return None
         close = difflib.get_close_matches(last, known, 1, 0.5)
