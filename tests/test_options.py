@@ -88,6 +88,7 @@ TAKEN: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "hyphens": (VNET, "train", ("--max-epochs", "3"), {"max_epochs": 3}),
     "an expression": (VNET, "train", ("--batch_size", "$1 + 2"), {"batch_size": "$1 + 2"}),
     "a new parameter": (VNET, "train", ("--network_def#attention_reduction", "4"), {}),
+    "a word": (ENSEMBLE, "evaluate", ("--clip_source", "none"), {"clip_source": "none"}),
     "no resampling": (ENSEMBLE, "train", ("--pixdim", "false"), {"pixdim": False}),
     "no loading": (VNET, "inference", ("--load", "false"), {"load": False}),
     "the scan's own spacing": (COOP, "corrupt", ("--pixdim", "[-1,-1]"), {"pixdim": [-1, -1]}),
@@ -109,6 +110,8 @@ def test_paths(started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for given in (place, "~/a#1@b's \\ %"):
         assert started(VNET, "train", f"--dataset_dir={given}").get_parsed_content("dataset_dir") == place
     assert started(VNET, "train", "--dataset_dir", "a#1").get_parsed_content("dataset_dir") == "a#1"
+    cases = [{"image": place, "label": place}]
+    assert started(VNET, "train", **{"train#dataset#data": cases}).get_parsed_content("train::dataset::data") == cases
     assert started(VNET, "train", ckpt_dir=tmp_path / "x").get_parsed_content("weights") == f"{tmp_path}/x/model.pt"
 
 

@@ -151,8 +151,12 @@ COMBINED = ("reference", "reduced", "window", "acdc", "acdc reduced", "acdc refe
 
 def test_interval_of_validations_that_steer() -> None:
     """Where the learning rate waits for validations to get no better, their interval is a setting; elsewhere not."""
-    steered = [{"lr_policy": "plateau"}, {"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}}]
-    for config, counts in [*((config, True) for config in steered), ({"lr_policy": "polynomial"}, False)]:
+    policies: list[tuple[dict[str, Any], bool]] = [
+        ({"lr_policy": "plateau"}, True),
+        ({"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}}, True),
+        ({"lr_policy": "polynomial"}, False),
+    ]
+    for config, counts in policies:
         one, other = (identity.settings_of({**config, "val_interval": interval}) for interval in (1, 2))
         assert (one != other) == counts
 

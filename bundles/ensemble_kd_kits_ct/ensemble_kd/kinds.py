@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["OFF", "PATHS", "UNKNOWN", "UnfitError", "fitted", "is_expression", "is_plain", "literal_of"]
+__all__ = ["OFF", "PATHS", "UNKNOWN", "UnfitError", "as_it_is", "fitted", "is_expression", "is_plain", "literal_of"]
 
 UNKNOWN: Any = object()  # the default of what can be anything
 OFF: Any = object()  # among the defaults of what can be switched off: null and false fit too
@@ -29,7 +29,9 @@ ABOVE_ZERO = math.ulp(0.0)
 RANGES = dict.fromkeys((*COUNTS.split(), *SIZES, "tile"), (1.0, math.inf))
 RANGES |= dict.fromkeys(NATURAL.split(), (0.0, math.inf)) | dict.fromkeys(FRACTIONS.split(), (0.0, 1.0))
 RANGES |= dict.fromkeys(("learning_rate", "timeout", "temperature", *SPACINGS), (ABOVE_ZERO, math.inf))
-LITERALS = {"true": True, "false": False, "null": None, "none": None}
+LITERALS: dict[str, bool | None] = dict.fromkeys(("true", "True", "TRUE"), True)
+LITERALS |= dict.fromkeys(("false", "False", "FALSE"), False)
+LITERALS |= {"null": None, "None": None}  # not "none", which some settings know as a word
 
 
 class UnfitError(ValueError):
@@ -50,7 +52,18 @@ def is_expression(value: Any) -> bool:
 
 def literal_of(value: Any) -> Any:
     """Returns what a text such as `true` or `None` stands for; everything else as it is."""
-    return LITERALS.get(value.lower(), value) if isinstance(value, str) else value
+    return LITERALS.get(value, value) if isinstance(value, str) else value
+
+
+def as_it_is(value: Any) -> Any:
+    """Returns a value with its texts so that MONAI's parser leaves `#` in them, of which it would make `::`."""
+    if isinstance(value, Mapping):
+        return {key: as_it_is(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_it_is(item) for item in value]
+    if isinstance(value, str) and "#" in value and not is_expression(value):
+        return "$" + repr(value).replace("#", r"\x23").replace("@", r"\x40")
+    return value
 
 
 def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None = None) -> Any:
@@ -192,9 +205,7 @@ def _path(name: str, value: Any, typed: str | None) -> Any:
         if isinstance(error, UnfitError):
             raise
         raise UnfitError(f"must be a path ({error})") from error
-    if "#" in text:  # MONAI would make `::` of it
-        return "$" + repr(text).replace("#", r"\x23").replace("@", r"\x40")
-    return value if text == value else text
+    return value if text == value and "#" not in text else as_it_is(text)
 
 
 def _check_place(name: str, place: Path) -> None:

@@ -20,7 +20,7 @@ from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 
 from .cases import InputError, Problem, report_plainly
-from .kinds import OFF, UNKNOWN, UnfitError, fitted, is_expression, is_plain, literal_of
+from .kinds import OFF, UNKNOWN, UnfitError, as_it_is, fitted, is_expression, is_plain, literal_of
 from .record import running_workflow
 
 __all__ = ["start_run"]
@@ -197,8 +197,8 @@ class _Defaults:
         """
         if (close := self._unknown(name)) is not None:
             raise UnfitError(f"is no option of these config files{close and f'; did you mean --{close}?'}")
-        if _holds_mapping(value):
-            return value
+        if _holds_mapping(value):  # cases, components
+            return as_it_is(value) if "#" in str(value) else value
         try:
             return fitted(self._setting(name), value, defaults=self._of(name, value), typed=typed)
         except UnfitError as error:
