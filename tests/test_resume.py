@@ -34,7 +34,7 @@ def half_save(content: Any, file: BinaryIO) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    return {path.name: load(path) for path in sorted(folder.glob("*.pt"))}
+    return {path.name: load(path) for path in sorted(folder.glob("[!.]*.pt"))}
 
 
 @each_stage
@@ -115,6 +115,7 @@ def test_killed_process(
         assert trainer["iteration"] == trainer["epoch_length"]
     run(bundle, "train", **given)
     assert same(contents(models), contents(trajectory(bundle, "train") / "models"))
+    assert not list(models.glob(".*"))  # neither the half file nor a lock
 
 
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

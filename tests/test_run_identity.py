@@ -172,6 +172,17 @@ def test_content_of_labels_counts(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
+def test_fewer_cases_than_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process validates on one at least."""
+    run_identity = identity.RunIdentity(str(tmp_path / "state.pt"), [[], [{"image": "scan"}]], max_epochs=1)
+    monkeypatch.setattr(identity.idist, "get_world_size", lambda: 2)
+    with pytest.raises(
+        ValueError, match=r"the split 'validation': holds 1 case..s., 2 processes take one each at least"
+    ):
+        run_identity.check()
+    assert list(tmp_path.iterdir()) == []
+
+
 @each_bundle
 def test_overlays_have_places_of_their_own(bundle: str) -> None:
     """By default, no training writes the weights or the state of another one."""
