@@ -176,9 +176,7 @@ def test_fewer_cases_than_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Each process validates on one at least."""
     run_identity = identity.RunIdentity(str(tmp_path / "state.pt"), [[], [{"image": "scan"}]], max_epochs=1)
     monkeypatch.setattr(identity.idist, "get_world_size", lambda: 2)
-    with pytest.raises(
-        ValueError, match=r"the split 'validation': holds 1 case..s., 2 processes take one each at least"
-    ):
+    with pytest.raises(ValueError, match=r"validation.*: holds 1 case\(s\), 2 processes take one each at least"):
         run_identity.check()
     assert list(tmp_path.iterdir()) == []
 
