@@ -27,15 +27,16 @@ def main(moment: str, marker: str, arguments: str) -> None:
         Path(marker).touch()
         time.sleep(600)
 
-    def slow_save(content: Any, path: Path) -> None:
+    def slow_save(content: Any, file: Any) -> None:
         nonlocal states
-        is_state = "state" in path.name
+        is_state = "state" in Path(file.name).name
         if (moment == "state" and is_state and states == 1) or (moment == "weights" and not is_state):
             buffer = io.BytesIO()
             save(content, buffer)
-            path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+            file.write(buffer.getvalue()[: buffer.tell() // 2])
+            file.flush()
             stop()
-        save(content, path)
+        save(content, file)
         states += is_state
 
     def slow_backward(*args: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
-from tests.conftest import NAMES, config_files, recipe, small, workflows
+from tests.conftest import NAMES, config_files, package, recipe, small, workflows
 
 Case = Mapping[str, str]
 IDS = ("evaluating", "inference", "training")  # an evaluation is an overlay of a training and defines both
@@ -48,8 +49,9 @@ def arguments(bundle: str, workflow: str, *, data: Path, folder: Path, **overrid
     config = ConfigParser.load_config_files(config_files(bundle, workflow))
     tiny = {key: value for key, value in recipe(bundle)["tiny"].items() if key.partition("#")[0] in config}
     paths = {"dataset_dir": str(data), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+    common = {name: value for name, value in {**paths, "device": "cpu", "amp": False}.items() if name in config}
     run = {"run_id": run_id(bundle, workflow), "config_file": config_files(bundle, workflow)}
-    return run | paths | {"device": "cpu", "amp": False} | small(bundle, workflow) | tiny | overrides
+    return run | common | small(bundle, workflow) | tiny | overrides
 
 
 def run(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: Any) -> None:
@@ -59,6 +61,9 @@ def run(bundle: str, workflow: str, *, data: Path, folder: Path, **overrides: An
         monai.bundle.run(logging_file=False, **given)
     finally:
         set_determinism(None)
+        locks = sys.modules.get(f"{package(bundle)}.locks")
+        if locks is not None:  # as at the end of a process
+            locks.release_all()
 
 
 def command_line(given: Mapping[str, Any]) -> list[str]:

@@ -97,7 +97,7 @@ def check_files(written: list[str], folder: Path) -> None:
     assert sum(name.endswith("training_state.pt") for name in names) == 1
     assert len({name for name in names if name.startswith("events")}) == 2  # of training and of validation
     assert all(names.count(name) == 1 for name in names if name.endswith(".pt"))
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob(".partial*"))
     (file,) = (folder / "models").glob("*training_state.pt")
     trainer = load(file)["trainer"]
     assert trainer["iteration"] == EPOCHS * trainer["epoch_length"]
@@ -166,7 +166,7 @@ def test_one_process_dies(bundle: str, death: str, message: str, tiny_weights: N
     assert done.returncode != 0
     assert message in done.stderr
     assert left_behind(str(tmp_path)) == []
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(".partial*"))
     trainer = load(models / "training_state.pt")["trainer"]
     assert trainer["iteration"] == trainer["epoch_length"]
     resumed = finished([*LAUNCH, "-m", "monai.bundle", *command_line(given)])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -28,13 +28,13 @@ class Killed(BaseException):
     """The process dies here."""
 
 
-def half_save(content: Any, path: Path) -> None:
-    Path(path).write_bytes(b"half of a file")
+def half_save(content: Any, file: BinaryIO) -> None:
+    file.write(b"half of a file")
     raise Killed
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    return {path.name: load(path) for path in sorted(folder.glob("*.pt"))}
+    return {path.name: load(path) for path in sorted(folder.glob("[!.]*.pt"))}
 
 
 @each_stage
@@ -56,10 +56,10 @@ def test_resumed_run_equals_uninterrupted_one(
     given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path}
     save, states = torch.save, 0
 
-    def second_dies(content: Any, path: Path) -> None:
+    def second_dies(content: Any, file: BinaryIO) -> None:
         nonlocal states
-        states += "state" in path.name
-        (half_save if states == 2 else save)(content, path)
+        states += "state" in Path(file.name).name
+        (half_save if states == 2 else save)(content, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", second_dies)
@@ -115,6 +115,7 @@ def test_killed_process(
         assert trainer["iteration"] == trainer["epoch_length"]
     run(bundle, "train", **given)
     assert same(contents(models), contents(trajectory(bundle, "train") / "models"))
+    assert not list(models.glob(".*"))  # neither the half file nor a lock
 
 
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import logging
@@ -146,6 +147,38 @@ def test_what_no_run_differs_by() -> None:
 
 
 COMBINED = ("reference", "reduced", "window", "acdc", "acdc reduced", "acdc reference")
+
+
+def test_interval_of_validations_that_steer() -> None:
+    """Where the learning rate waits for validations to get no better, their interval is a setting; elsewhere not."""
+    policies: list[tuple[dict[str, Any], bool]] = [
+        ({"lr_policy": "plateau"}, True),
+        ({"lr_scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"}}, True),
+        ({"lr_policy": "polynomial"}, False),
+    ]
+    for config, counts in policies:
+        one, other = (identity.settings_of({**config, "val_interval": interval}) for interval in (1, 2))
+        assert (one != other) == counts
+
+
+def test_content_of_labels_counts(tmp_path: Path) -> None:
+    """Also where names and sizes are as they were, as pseudo labels by other teachers may be."""
+    found = []
+    for voxel in (b"\0", b"\1"):
+        (tmp_path / "label.nii.gz").write_bytes(gzip.compress(voxel, mtime=0))
+        case = {"case": "1", "image": str(tmp_path / "image.nrrd"), "label": str(tmp_path / "label.nii.gz")}
+        found.append(identity.files_of([[case], []]))
+    assert [entry.partition(",")[0] for entry in found[0]["training"]["1"]] == ["label.nii.gz of 21 bytes"]
+    assert found[0] != found[1]
+
+
+def test_fewer_cases_than_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process validates on one at least."""
+    run_identity = identity.RunIdentity(str(tmp_path / "state.pt"), [[], [{"image": "scan"}]], max_epochs=1)
+    monkeypatch.setattr(identity.idist, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"validation.*: holds 1 case\(s\), 2 processes take one each at least"):
+        run_identity.check()
+    assert list(tmp_path.iterdir()) == []
 
 
 @each_bundle

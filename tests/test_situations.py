@@ -37,7 +37,9 @@ def test_situation(
         run(bundle, command, data=scene.data, folder=scene.folder, **scene.options)
         where = situation.wanted.files or (lambda *_: (Path(case["image"]), clean))
         file, expected = where(scene, clean)
-        mask = LoadImage(image_only=True)(prediction(scene.folder / "eval", {**case, "image": str(file)}, data=data))
+        mask = LoadImage(image_only=True)(
+            prediction(scene.folder / "eval", {**case, "image": str(file)}, data=scene.data)
+        )
         np.testing.assert_array_equal(mask.numpy(), expected)
         assert 0 < np.count_nonzero(expected) < expected.size
         return

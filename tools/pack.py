@@ -96,7 +96,7 @@ def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
     names = _tracked(folder) or _laid_out(folder)
     if "configs/metadata.json" not in names:
         raise ValueError(f"{folder.name}: git does not track configs/metadata.json, add and commit the bundle first")
-    found = (folder / "models").glob("*.pt") if weights else ()
+    found = (folder / "models").glob("[!.]*.pt") if weights else ()
     names |= {f"models/{path.name}" for path in found if _is_weights(path)}
     kept = sorted(name for name in names if not any(part in EXCLUDED or part[0] == "." for part in name.split("/")))
     files = {name: (folder / name).read_bytes() for name in kept}

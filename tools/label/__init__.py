@@ -22,7 +22,7 @@ __all__ = ["label", "prepare"]
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = REPO / ".venv-label"
-LEFT_OUT = ("__pycache__", "eval", "cache", "*state.pt", "*_previous.pt", "*.partial", "monailabel_train.json")
+LEFT_OUT = ("__pycache__", "eval", "cache", "*state.pt", "*_previous.pt", ".*", "monailabel_train.json")
 SETTINGS = (
     "skip_trainers",
     "preload",

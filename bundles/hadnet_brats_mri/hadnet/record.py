@@ -26,6 +26,8 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.handlers import MLFlowHandler
 
+from .files import atomic_write, write_text
+
 __all__ = ["file_digest", "keep", "record_run", "running_workflow"]
 
 PACKAGES = ("monai", "torch", "numpy", "pytorch-ignite")
@@ -121,9 +123,8 @@ def keep(path: Path) -> Path:
     for number in count(1):
         kept = path.with_name(f"{path.stem}{f'_{number}' if number > 1 else ''}_previous.pt")
         if not kept.exists():
-            partial = kept.with_name(kept.name + ".partial")
-            shutil.copyfile(path, partial)
-            partial.replace(kept)
+            with atomic_write(kept) as partial:
+                shutil.copyfile(path, partial)
         if filecmp.cmp(path, kept, shallow=False):
             break
     return kept
@@ -139,11 +140,8 @@ def _paths(workflow: ConfigWorkflow | None) -> dict[str, str]:
 
 
 def _write(record: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(record, indent=1, default=str)  # names that are no UTF-8 stay readable as escapes
-    partial.write_text(_CREDENTIALS.sub("", text) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, _CREDENTIALS.sub("", text) + "\n")
 
 
 def _command() -> str:

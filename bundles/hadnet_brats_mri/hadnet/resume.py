@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .cases import InputError
+from .files import atomic_write
 from .record import file_digest, keep
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 def save_atomically(content: Mapping[str, Any], path: str | Path) -> None:
     """Saves `content` so that `path` holds either the old or the new file, whenever the process dies."""
-    _save_beside(content, Path(path)).replace(path)
+    with atomic_write(path) as partial:
+        _save(content, partial)
 
 
-def _save_beside(content: Mapping[str, Any], path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    return partial
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    """Into an open file: what torch opens itself has the file's name in it, and equal weights would not be equal."""
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def read_tensors(path: Path, *, mmap: bool = False) -> Any:
@@ -127,12 +128,12 @@ class BestModel:
         better = value >= self.best if self.or_equal else value > self.best
         if idist.get_rank() > 0 or (self.path.is_file() and not better):
             return
-        partial = _save_beside(self.network.state_dict(), self.path)
-        saved = file_digest(partial)
-        # The same weights, too, are this run's: it was killed before it saved its state.
-        if self.path.is_file() and file_digest(self.path) not in (self.saved, saved):
-            keep(self.path)
-        partial.replace(self.path)
+        with atomic_write(self.path) as partial:
+            _save(self.network.state_dict(), partial)
+            saved = file_digest(partial)
+            # The same weights, too, are this run's: it was killed before it saved its state.
+            if self.path.is_file() and file_digest(self.path) not in (self.saved, saved):
+                keep(self.path)
         self.best, self.saved = -math.inf if math.isnan(value) else value, saved
         logger.info("Weights with %s %.4f saved to %s", engine.state.key_metric_name, value, self.path)
 
@@ -224,6 +225,8 @@ class TrainingState:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        if self.identity is not None:
+            engine.add_event_handler(Events.COMPLETED, self.identity.release)
 
     def start(self, engine: Engine) -> None:
         """Resumes a run that has an identity; gives one that has none its first optimizers and schedules."""

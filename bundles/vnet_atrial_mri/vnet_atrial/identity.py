@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from .cases import Case, InputError, case_name
+from .kinds import PATHS
+from .locks import hold, release
 from .record import file_digest, running_workflow
 from .resume import read_tensors
 
@@ -25,18 +28,7 @@ Beside = Callable[[str], Mapping[str, Path] | None]
 logger = logging.getLogger(__name__)
 
 SPLITS = ("training", "validation")
-# What no training differs by. Everything else does; of files that count, such as cases, the content says it.
-PLACES = {
-    "bundle_root",
-    "ckpt_dir",
-    "output_dir",
-    "dataset_dir",
-    "split_file",
-    "datalist",
-    "pseudo_labels",
-    "soft_labels",
-}
-PLACES |= {"weights", "state_file", "teacher_weights", "student_weights", "locator_weights", "intensity_file", "start"}
+# What no training differs by: PATHS and what follows. All else does; of files that count, such as cases, the content.
 # Files whose content counts, and the ids without which, or with null or false, a training makes no use of them.
 USES = {
     "start": ("start",),
@@ -59,9 +51,10 @@ LOGS = {
 }
 STEPS = {"_meta_", "imports", "initialize", "finalize", "run", "training", "identity", "restart", "max_epochs"}
 CASES = {"cases", "labelled", "check_cases", "train::dataset::data", "validate::dataset::data"}
-IGNORED = PLACES | MACHINE | SCORING | LOGS | STEPS | CASES
+IGNORED = PATHS | MACHINE | SCORING | LOGS | STEPS | CASES
 HANDLERS = {"CheckpointLoader", "MLFlowHandler", "ProgressBar", "StatsHandler", "TensorBoardStatsHandler"}
 HANDLERS |= {"TrainingState", "ValidationHandler"}
+GZIP_END = 8  # bytes: CRC-32 and size of the content
 SHOWN = 8
 LONGEST = 80
 
@@ -72,9 +65,12 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     Ignored are places of files, the machine (device, mixed precision, processes that load, how much is segmented at
     once), how thoroughly a validation looks, logging and its intervals, the number of epochs, steps and checks, and the
     handlers that only log, load or save. The number of processes that train, between which batches are shared out, is
-    among the settings.
+    among the settings, and where validations steer the learning rate, so is their interval.
     """
-    return {**dict(_leaves(config, "")), "processes": str(idist.get_world_size())}
+    found = {**dict(_leaves(config, "")), "processes": str(idist.get_world_size())}
+    if config.get("lr_policy") == "plateau" or "Plateau" in json.dumps(config.get("lr_scheduler"), default=str):
+        found["val_interval"] = json.dumps(config.get("val_interval"))
+    return found
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
@@ -122,6 +118,8 @@ def _digest(path: Path, own: Path) -> str:
 def files_of(splits: Sequence[Sequence[Case]], beside: Beside | None = None) -> dict[str, dict[str, list[str]]]:
     """Returns for training and validation the names of the cases, and of each the names and sizes of its files.
 
+    Of gzipped files also the checksum of the content, with which they end.
+
     Args:
         splits: cases to train on, and to validate on.
         beside: returns of a case's image the files that are read with it, by sequence.
@@ -137,7 +135,15 @@ def _files(case: Case, beside: Beside | None) -> list[str]:
     with suppress(InputError):  # several files that could be a sequence: check_cases reports them with all else
         paths += (beside(case["image"]) or {}).values() if beside else ()
     every = dict.fromkeys(path.absolute() for path in paths if path.is_file())
-    return [f"{path.name} of {path.stat().st_size} bytes" for path in every]
+    return [f"{path.name} of {path.stat().st_size} bytes{_checksum(path)}" for path in every]
+
+
+def _checksum(path: Path) -> str:
+    if path.suffix != ".gz" or path.stat().st_size < GZIP_END:
+        return ""
+    with path.open("rb") as file:
+        file.seek(-GZIP_END, os.SEEK_END)
+        return f", crc32 {int.from_bytes(file.read(4), 'little'):08x}"
 
 
 def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[str]:
@@ -194,28 +200,39 @@ class RunIdentity:
         splits: Sequence[Sequence[Case]],
         *,
         max_epochs: int,
-        restart: bool | str = False,
+        restart: bool = False,
         beside: Beside | None = None,
     ) -> None:
         self.path = Path(state_file)
         self.splits = splits
         self.max_epochs = max_epochs
-        self.restart = str(restart).lower() == "true"  # on the command line "true" is a text
+        self.restart = restart
         self.beside = beside
         self.fingerprint: dict[str, Any] | None = None
         self.anew = True
+        self.written = [self.path]
 
     def check(self) -> None:
         """Decides whether to start anew, to go on, or, where the run is finished, to do none of the steps that follow.
+
+        From here to the end of the training no other one can write its state and its weights.
 
         Where the cases are given as a list in the place of an expression, as by MONAI Label, which trains in the same
         folder again and again, another run and a finished one start anew. Weights to start from that are gone since
         count as they were.
 
         Raises:
-            InputError: when the file is damaged, or of another run; the message says in what it differs.
+            InputError: when the file is damaged, or of another run; the message says in what it differs. When another
+                training writes the same files, or there are fewer cases to validate on than processes.
         """
         workflow = running_workflow()
+        if workflow is not None and "weights" in workflow.parser:
+            self.written = [self.path, Path(workflow.parser.get_parsed_content("weights"))]
+        processes, scans = idist.get_world_size(), len(self.splits[1])
+        if processes > max(scans, 1):
+            rule = f"holds {scans} case(s), {processes} processes take one each at least: add cases, or start fewer"
+            raise InputError([("", f"the split {SPLITS[1]!r}", rule)])
+        hold(self.written)
         config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
         files = digests_of(workflow) if workflow else {}
         self.fingerprint = {
@@ -240,6 +257,11 @@ class RunIdentity:
             how = "a larger max_epochs goes on with it, --restart true starts anew"
             logger.info("%s: this run is finished after %d epochs, nothing is done; %s", self.path, epoch, how)
             _skip_what_follows(workflow)
+            self.release()
+
+    def release(self) -> None:
+        """Lets other trainings write the state and the weights: this one is done."""
+        release(self.written)
 
 
 def _gives_cases(workflow: ConfigWorkflow) -> bool:
