@@ -14,8 +14,8 @@ from monai.transforms import MapTransform
 
 from .cases import InputError
 from .data import sequence_files
-from .writing import scan_of_case
 from .volumes import LoadVolume
+from .writing import scan_of_case
 
 __all__ = ["LoadSequencesd", "brain_mask", "channels_of"]
 
