@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,12 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
 from .cases import InputError, case_name
+from .scans import stem
+from .stacks import STRUCTURES, check_order, rules_of_axes, rules_of_label
 
 __all__ = ["check_stacks", "has_bfloat16"]
 
 logger = logging.getLogger(__name__)
-
-STRUCTURES = ("RV", "MYO", "LV")
-ENCLOSED = 0.75  # of the outline; at least 0.99 of a cavity's is myocardium in ACDC, at most 0.46 in any other pair
 
 Case = Mapping[str, Any]
 Problem = tuple[str, str, str]
@@ -47,8 +45,7 @@ def check_stacks(
             third axis, `label_order` is no order of RV, MYO and LV, or a label map contradicts it: the left cavity is
             enclosed by myocardium in every slice, the other structures are not.
     """
-    if sorted(label_order) != sorted(STRUCTURES):
-        raise InputError([("", "label_order", f"must order {', '.join(STRUCTURES)}, got {list(label_order)}")])
+    check_order(label_order)
     problems = list(_shared_patients(splits))
     if problems:
         raise InputError(problems)
@@ -56,7 +53,7 @@ def check_stacks(
     def rules_broken(case: Case) -> list[Problem]:
         broken = [(str(case["image"]), rule) for rule in _rules_of_header(str(case["image"]))]
         if label is not None:
-            broken += [(str(case[label]), rule) for rule in _rules_of_label(str(case[label]), label_order)]
+            broken += [(str(case[label]), rule) for rule in rules_of_label(_array(str(case[label])), label_order)]
         return [(case_name(case), *problem) for problem in broken]
 
     cases = [case for split in splits for case in split]
@@ -79,12 +76,12 @@ def has_bfloat16() -> bool:
 def patient_of(case: Case) -> str:
     """Returns the entry `patient` of a case, else what its image's name says: `001_frame01`, `001_ED`, `001/ED_img`."""
     path = Path(case["image"])
-    stem = path.name.partition(".")[0]
+    name = stem(path)
     if "patient" in case:
         return str(case["patient"])
-    if stem in ("ED_img", "ES_img"):
+    if name in ("ED_img", "ES_img"):
         return path.parent.name
-    return re.sub(r"_(frame\d+|E[DS](_img)?)$", "", stem)
+    return re.sub(r"_(frame\d+|E[DS](_img)?)$", "", name)
 
 
 def _shared_patients(splits: Sequence[Sequence[Case]]) -> Iterator[Problem]:
@@ -117,31 +114,9 @@ def _rules_of_header(path: str) -> Iterator[str]:
     spacing = np.asarray(affine_to_spacing(np.asarray(image.affine), 3))
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         yield f"voxel spacing is missing, the affine's is {spacing.tolist()}"
-    elif image.shape[2] > 1 and spacing[2] < spacing.max() - 1e-3:
-        millimetres = " x ".join(f"{size:.3g}" for size in spacing)
-        yield f"slices must lie along the third axis, where voxels are longest; they are {millimetres} mm"
+    else:
+        yield from rules_of_axes(image.shape, affine=np.asarray(image.affine))
 
 
-def _rules_of_label(path: str, label_order: Sequence[str]) -> Iterator[str]:
-    enclosed = _enclosure(np.asarray(LoadImage(image_only=True)(path)).astype(np.int64))
-    claimed = tuple(label_order.index(name) + 1 for name in ("LV", "MYO"))
-    for cavity, wall in permutations((1, 2, 3), 2):
-        if enclosed[cavity, wall] > ENCLOSED > enclosed[claimed]:
-            yield (
-                f"contradicts label_order {list(label_order)}: value {cavity} is enclosed by value {wall}, "
-                "as LV is by MYO"
-            )
-
-
-def _enclosure(label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns in `[a, b]` the share of the outline of value a in the slices `[..., z]` that borders on value b.
-
-    Args:
-        label: label map `(H, W, D)` of the values 0 to 3.
-    """
-    borders = np.zeros((4, 4))
-    for one, other in ((label[1:], label[:-1]), (label[:, 1:], label[:, :-1])):
-        pairs = np.bincount((4 * one + other).ravel(), minlength=16).reshape(4, 4)
-        borders += pairs + pairs.T
-    np.fill_diagonal(borders, 0)
-    return borders / np.maximum(borders.sum(axis=1, keepdims=True), 1)
+def _array(path: str) -> NDArray[Any]:
+    return np.asarray(LoadImage(image_only=True)(path))

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
 from .cases import InputError
-from .checks import STRUCTURES
+from .stacks import STRUCTURES
 
 __all__ = ["CaseReport", "CaseScores", "hd95", "scores", "summarise"]
 
