@@ -62,7 +62,7 @@ def check_scans(
         spatial: what brings images and labels on the grid that networks see, and soft labels must have.
         label_groups: for each class the values that label maps have for it.
         labels: whether the cases have label maps.
-        label_order: structures of the label values 1, 2 and 3 of short-axis stacks of the heart, `None` for other scans.
+        label_order: structures of the label values 1, 2 and 3 in short-axis stacks of the heart; `None`: other scans.
 
     Raises:
         InputError: as `check_cases`, and when a voxel has no size, or soft labels are of another grid, have other

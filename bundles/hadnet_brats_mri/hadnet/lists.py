@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .cases import InputError
 from .scans import problem_of_name
 
-__all__ = ["SPLITS", "lists_of", "read_info", "read_json", "read_split_file"]
+__all__ = ["SPLITS", "lists_of", "read_info", "read_json", "read_split_file", "read_text"]
 
 SPLITS = ("training", "validation", "test")
 # Lists in the descriptions of data sets that are no lists of cases.
@@ -29,12 +29,22 @@ def _content(path: Path, kind: str) -> bytes:
         raise InputError([("", str(path), f"{kind} cannot be read ({error})")]) from error
 
 
-def read_json(path: str | Path, *, kind: str) -> Any:
-    """Returns the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+def read_text(path: str | Path, *, kind: str) -> str:
+    """Returns the content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
         path: the file.
         kind: what it is, for messages.
+
+    Raises:
+        InputError: when it is missing or unreadable.
+    """
+    content = _content(Path(path), kind)
+    return content.decode(json.detect_encoding(content), errors="replace")
+
+
+def read_json(path: str | Path, *, kind: str) -> Any:
+    """Returns the content of a JSON file, see `read_text`.
 
     Raises:
         InputError: when it is missing, unreadable, no JSON, nested too deeply, or holds NaN or a key twice.
@@ -112,15 +122,14 @@ def read_split_file(path: str | Path) -> dict[str, list[str]]:
 
 
 def read_info(path: Path) -> dict[str, str]:
-    """Entries `key: value` of an `Info.cfg`, in any of the encodings of `read_json`; empty where there is none.
+    """Entries `key: value` of an `Info.cfg`, in any of the encodings of `read_text`; empty where there is none.
 
     Raises:
         InputError: when it cannot be read, or a key has two values.
     """
     if not path.is_symlink() and not path.exists():
         return {}
-    content = _content(path, path.name)
-    lines = content.decode(json.detect_encoding(content), errors="replace").splitlines()
+    lines = read_text(path, kind=path.name).splitlines()
     pairs = dict.fromkeys((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1 and key]
     if twice:
