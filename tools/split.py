@@ -33,8 +33,8 @@ def split(
 ) -> Path:
     """Divide the cases of the folder DATA into training, validation and test and write the split to the file OUTPUT.
 
-    A case is a sub-folder; in a folder without sub-folders it is a volume, named without its ending. The sorted patients
-    are shuffled with the seed, so the split depends on names (and groups) alone. All cases of a patient are in one part,
+    A case is a sub-folder; in a folder without sub-folders it is a volume, named without its ending. Sorted patients
+    are shuffled with the seed, so the split depends on names (and groups) alone. Cases of one patient are in one part,
     as far as names tell patients: BraTS-GLI-00001-000 and -001, patient001 and patient001_0, sub-01_ses-1 and -2.
 
     Args:

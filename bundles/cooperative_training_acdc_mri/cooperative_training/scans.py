@@ -204,7 +204,7 @@ def check_names(cases: Iterable[Mapping[str, Any]], *, source: str | Path | None
     for case in cases:
         name, place = case["case"], str(source or case["image"])
         if problem := problem_of_name(name):
-            problems.append((f"{name!r:.60}", place, problem))
+            problems.append((f"{name!r:.60}", repr(place)[1:-1], problem))
             continue
         other = names.setdefault(unicodedata.normalize("NFC", name).casefold(), case)
         if other is not case:
