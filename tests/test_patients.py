@@ -71,6 +71,7 @@ def folders(cases: list[dict[str, str]]) -> set[str]:
 @each_bundle
 def test_draws_divide_patients(bundle: str, tmp_path: Path) -> None:
     read_split, given = data_of(bundle, tmp_path, VISITS)
+    touch(tmp_path, *(f"{folder}/notes.txt" for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "lost+found")))
     for seed in range(4):
         parts = read_split(tmp_path, seed=seed, validation=0.4, **given)
         training, validation = (folders(parts[part]) for part in ("training", "validation"))
@@ -165,7 +166,7 @@ def test_datalist_of_the_tool_keeps_visits_of_validation_patients_out(tmp_path: 
         folder.rmdir()
     visit = names[held].removesuffix("000") + "001"
     brats(data.root / "more" / visit, 300)
-    options = {"unlabelled": str(data.root / "more"), "decathlon": None}
+    options: dict[str, Any] = {"unlabelled": str(data.root / "more"), "decathlon": None}
     rule = f"is of the patient of case {names[held]}, who validates or is excluded"
     data.refused(f"case {visit}: ", rule, **options)
     assert data.names(duplicates="drop", **options)["unlabelled"] == []

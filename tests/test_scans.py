@@ -154,6 +154,16 @@ def test_label_that_lies_beside_its_scan_is_no_scan(bundle: str, tmp_path: Path)
         find(bundle, tmp_path / "a_seg.nii")
 
 
+@pytest.mark.parametrize("file", ["X_seg.nii.gz", "X_tumour.nii.gz"])
+def test_label_of_a_scan_of_several_files_is_no_scan(file: str, tmp_path: Path) -> None:
+    """Any of the sequences is the scan, also one that the student does without."""
+    touch(tmp_path, "X_t1.nii.gz", "X_flair.nii.gz", "X_t1ce.nii.gz", file)
+    with pytest.raises(ValueError, match=rf"case X: .*{file}: is a label map or a result of the scan beside it"):
+        find("hadnet_brats_mri", tmp_path / file)
+    for name in ("t1", "t1ce"):
+        assert names("hadnet_brats_mri", tmp_path / f"X_{name}.nii.gz") == ["X"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 @each_bundle
 def test_unreadable_folder(bundle: str, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def existing_folder(folder: str | Path, name: str = "dataset_dir") -> Path:
         raise InputError([("", str(path), f"{name} cannot be read ({error})")]) from error
     if not path.is_dir():
         raise InputError([("", str(path), f"{name} does not exist or is no folder")])
-    return path
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def folders_in(root: Path) -> list[Path]:
@@ -157,8 +157,15 @@ def _names(path: Path, suffixes: Sequence[str]) -> Iterator[str]:
     yield path.stem
 
 
-def single_scan(dataset_dir: str | Path, suffixes: Sequence[str] = SUFFIXES) -> Path | None:
+def single_scan(
+    dataset_dir: str | Path, *, suffixes: Sequence[str] = SUFFIXES, others: Collection[str] = ()
+) -> Path | None:
     """Returns the absolute path of a file that was given as the only scan, `None` for a folder or nothing.
+
+    Args:
+        dataset_dir: the file.
+        suffixes: of scans.
+        others: see `scans_in`.
 
     Raises:
         InputError: when its suffix is none of a scan, or it is a label map or a result that lies beside its scan.
@@ -171,6 +178,7 @@ def single_scan(dataset_dir: str | Path, suffixes: Sequence[str] = SUFFIXES) -> 
         raise InputError([("", str(path), rule)])
     match = DERIVED.fullmatch(stem(path, suffixes))
     beside = {name.casefold() for other in visible(path.parent) for name in _names(other, suffixes)}
+    beside |= {name.casefold() for name in others}
     if match and match[1].casefold() in beside:
         raise InputError([(match[1], str(path), "is a label map or a result of the scan beside it, no scan")])
     return path
@@ -210,9 +218,16 @@ def check_names(cases: Iterable[Mapping[str, Any]], *, source: str | Path | None
         if other is not case:
             rule = "two cases have this name" if other["case"] == name else f"differs from {other['case']} only in case"
             problems.append((name, place, f"{rule}, results of one would replace the other's: {other['image']}"))
-        elif Path(case["image"]).exists():
-            status = Path(case["image"]).stat()
-            if (same := files.setdefault((status.st_dev, status.st_ino), case)) is not case:
-                problems.append((name, str(case["image"]), f"is the same file as that of case {same['case']}"))
+        elif (file := _identity(case["image"])) and (same := files.setdefault(file, case)) is not case:
+            problems.append((name, str(case["image"]), f"is the same file as that of case {same['case']}"))
     if problems:
         raise InputError(problems)
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What is the same of two paths to one file; `None` where it cannot be read, which other checks tell."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

@@ -65,7 +65,7 @@ def read_split(
     else:
         lists = {}
         found = {folder.name: _cases_of(folder, frames) for folder in folders_in(existing_folder(root))}
-    if split_file is not None:
+    if split_file:
         names = read_split_file(split_file)
     elif lists.get("validation"):
         names = {split: [case["case"] for case in lists[split]] for split in SPLITS}
@@ -213,7 +213,8 @@ def root_folder(dataset_dir: str | Path) -> str:
     root = Path(dataset_dir).absolute()
     if _is_datalist(root):
         lists, _ = _datalist(root, labelled=False)
-        return os.path.commonpath([Path(case["image"]).parent for cases in lists.values() for case in cases])
+        folders = [Path(case["image"]).parent for cases in lists.values() for case in cases]
+        return os.path.commonpath(folders or [root.parent])
     return str(root if root.is_dir() else root.parent)
 
 

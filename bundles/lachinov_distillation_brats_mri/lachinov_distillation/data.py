@@ -182,21 +182,30 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
         InputError: when `dataset_dir` does not exist or holds no NIfTI volume, a file of another format is given, two
             files could be one scan or sequence, or two cases have one name.
     """
-    if (single := single_scan(dataset_dir, SUFFIXES)) is not None:
-        return [_scan(single, sequences)]
+    path = Path(dataset_dir).absolute()
+    if single_scan(path, suffixes=SUFFIXES) is not None:
+        single_scan(path, suffixes=SUFFIXES, others=_starts(path.parent, sequences))
+        return [_scan(path, [name for name in (*ENDINGS, *sequences) if name != "label"])]
     root = existing_folder(dataset_dir)
     alone = _is_case(root, sequences)
     folders = {root.name: root} if alone else _case_folders(root, sequences)
     found = [folder for folder in folders.values() if _is_case(folder, sequences)]
     cases = [case for folder in found for case in _scans_beside(folder, sequences)]
     every = [*ENDINGS, *sequences]
-    starts = {start.rstrip("_-") for path in visible(root) if (start := _beginning(path, every))}
-    volumes = scans_in(root, suffixes=SUFFIXES, others={case["case"] for case in cases} | starts)
+    others = {case["case"] for case in cases} | _starts(root, sequences)
+    volumes = scans_in(root, suffixes=SUFFIXES, others=others)
     cases += [_scan(path, sequences) for path in volumes if _beginning(path, every) is None]
     if not cases:
         raise InputError([("", str(root), f"holds neither cases with {', '.join(sequences)} nor a volume *.nii.gz")])
     check_names(cases)
     return cases
+
+
+def _starts(folder: Path, sequences: Sequence[str]) -> set[str]:
+    """Names of the scans whose sequences lie side by side in a folder, to which results and labels may belong."""
+    names = [name for name in (*ENDINGS, *sequences) if name != "label"]
+    found = {_beginning(path, names) for path in (visible(folder) if folder.is_dir() else [])}
+    return {start.rstrip("_-") for start in found if start is not None} | ({folder.name} if found - {None} else set())
 
 
 def _scans_beside(folder: Path, sequences: Sequence[str]) -> Iterator[Case]:

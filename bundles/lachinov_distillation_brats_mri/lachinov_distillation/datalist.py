@@ -45,8 +45,9 @@ def read_datalist(path: str | Path) -> dict[str, list[Case]]:
     if not source.is_file():
         raise InputError([("", str(source), "there is no such datalist: make or annotate it first")])
     rule = f"must hold lists of cases under {', '.join(SPLITS)}"
-    content = lists_of(read_json(source, kind="datalist"), source, known=SPLITS, rule=rule)
-    if not any(content.values()):
+    found = read_json(source, kind="datalist")
+    content = lists_of(found, source, known=SPLITS, rule=rule)
+    if not any(name in found for name in SPLITS):
         raise InputError([("", str(source), rule)])
     lists = {name: [_record(source, record, name) for record in records] for name, records in content.items()}
     check_names((case for cases in lists.values() for case in cases), source=source)
