@@ -8,12 +8,15 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.transforms import Identityd
 
 from ensemble_kd.cases import InputError
 from ensemble_kd.checks import check_classes, check_scans
 from ensemble_kd.training import label_and_soft_label
 from ensemble_kd.transforms import GroupLabelsd
+from tests.conftest import config_files
+from tests.test_coop_checks import AXES, case, heart
 
 
 def test_classes() -> None:
@@ -38,6 +41,28 @@ def test_values_of_no_class_and_empty_labels_are_named(tmp_path: Path) -> None:
     check_scans([[case]], spatial=Identityd("image"), label_groups=[[0], [1], [3]])
     with pytest.raises(InputError, match=r"label values must be among \[0, 1, 2\], found \[0.0, 3.0\]"):
         check_scans([[case]], spatial=Identityd("image"), label_groups=[[0], [1, 2]])
+
+
+def test_stacks_of_the_heart(tmp_path: Path) -> None:
+    """With acdc.yaml, the order of the labels and the axis of the slices are checked as in the bundle of ACDC."""
+    config = ConfigParser(ConfigParser.load_config_files(config_files("ensemble_kd_kits_ct", "acdc")))
+    assert config.get_parsed_content("check_cases::label_order") == ["RV", "MYO", "LV"]
+
+    def check(found: dict[str, str], order: list[str] | None) -> None:
+        check_scans([[found]], spatial=Identityd("image"), label_groups=[[0], [1], [2], [3]], label_order=order)
+
+    found = case(tmp_path, heart((1, 2, 3)))
+    check(found, ["RV", "MYO", "LV"])
+    with pytest.raises(
+        InputError, match=r"_gt\.nii\.gz: contradicts label_order \['LV', 'MYO', 'RV'\]: value 3 is enclosed"
+    ):
+        check(found, ["LV", "MYO", "RV"])
+    with pytest.raises(InputError, match="label_order: must order RV, MYO, LV, got"):
+        check(found, ["RV", "MYO"])
+    turned = case(tmp_path, heart((1, 2, 3)), AXES @ np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]))
+    with pytest.raises(InputError, match=r"frame01\.nii\.gz: slices must lie along the third axis"):
+        check(turned, ["RV", "MYO", "LV"])
+    check(turned, None)
 
 
 def test_values_become_classes_even_where_both_have_the_same_numbers() -> None:

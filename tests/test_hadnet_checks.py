@@ -33,8 +33,8 @@ def check(*folders: Path, sequences: Sequence[str] = SEQUENCES, **settings: Any)
 
 
 def test_good_cases_pass(tmp_path: Path) -> None:
-    """Also without tumour, without enhancing tumour, and with the values of 2023."""
-    volumes = {"a": label(1, 2, 4), "b": label(), "c": label(1, 2), "d": label(1, 2, 3)}
+    """Also without tumour and without enhancing tumour."""
+    volumes = {"a": label(1, 2, 4), "b": label(), "c": label(1, 2), "d": label(1, 4)}
     check(*(write_case(tmp_path / name, volumes={"label": volume}) for name, volume in volumes.items()))
 
 
@@ -68,17 +68,47 @@ def test_sequences_on_different_grids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "order", "allowed"),
     [
-        ((1, 5), ("NCR", "ED", "ET", "ET"), r"\[0, 1, 2, 3\] or \[0, 1, 2, 4\]"),
-        ((3, 4), ("NCR", "ED", "ET", "ET"), r"\[0, 1, 2, 3\] or \[0, 1, 2, 4\]"),
+        ((1, 5), ("NCR", "ED", "ET", "ET"), r"\[0, 1, 2, 3, 4\]"),
         ((1, 5), ("NCR", "ED", "NCR", "ET"), r"\[0, 1, 2, 3, 4\]"),
         ((1, 4), ("ED", "NCR", "ET"), r"\[0, 1, 2, 3\]"),
     ],
 )
 def test_other_label_values(values: tuple[int, ...], order: tuple[str, ...], allowed: str, tmp_path: Path) -> None:
-    """3 and 4 in one map are of BraTS 2015, where 3 does not enhance: that must be said."""
     folder = write_case(tmp_path / "X", volumes={"label": label(*values)})
     with pytest.raises(InputError, match=rf"X_seg.nii.gz: label values must be among {allowed}, found"):
         check(folder, label_order=order)
+
+
+def test_enhancing_tumour_has_one_value_in_a_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """3 as from 2023 on or 4 as before; both in one map are of BraTS 2015, or of 2024, where 4 is the cavity."""
+    caplog.set_level("INFO")
+
+    def folder(name: str, *values: int, year: int = 2019) -> Path:
+        return write_case(tmp_path / name, volumes={"label": label(*values)}, year=year)
+
+    first, second = folder("A", 1, 3), folder("B", 2, 4)
+    check(first, folder("C", 1, 2))
+    assert f"Enhancing tumour is 3 in manual labels, as of case A: {first / 'A_seg.nii.gz'}" in caplog.text
+    other = (
+        rf"case B: {second / 'B_seg.nii.gz'}: has 4 for enhancing tumour, and 3 has case A: {first / 'A_seg.nii.gz'}"
+    )
+    with pytest.raises(InputError, match=rf"{other}; a data set has one convention, 4 .* until 2021 or 3 .* from 2023"):
+        check(first, second)
+    with pytest.raises(
+        InputError, match=r"D_seg\.nii\.gz: label values 3 and 4 must not be in one file: .*cavity.*to 0"
+    ):
+        check(first, folder("D", 1, 3, 4))
+    check(folder("D", 1, 3, 4), label_order=("NCR", "ED", "NCR", "ET"))
+
+
+def test_cavity_of_2024_is_not_taken_for_enhancing_tumour(tmp_path: Path) -> None:
+    """Its cases are named as from 2023 on, where 4 never enhances, even where no scan of the run has a 3."""
+    name = "BraTS-GLI-02062-100"
+    folder = write_case(tmp_path / name, volumes={"label": label(1, 2, 4)})
+    (folder / f"{name}_seg.nii.gz").rename(folder / f"{name}-seg.nii.gz")
+    case = {"case": name, "image": str(folder / f"{name}_flair.nii.gz"), "label": str(folder / f"{name}-seg.nii.gz")}
+    with pytest.raises(InputError, match=rf"case {name}: .*-seg\.nii\.gz: holds 4, and its name is of 2023 or later"):
+        check_scans([[case]], sequences=[SEQUENCES], **GIVEN)
 
 
 def test_label_sets_by_the_meaning_of_values() -> None:

@@ -67,7 +67,7 @@ def test_what_a_case_does_not_have_is_left_out(tmp_path: Path) -> None:
 
 def test_case_in_two_lists_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "list.json", {"training": [record("a")], "unlabelled": [record("a"), record("b")]})
-    with pytest.raises(InputError, match=r"case a: .*list\.json: is listed twice"):
+    with pytest.raises(InputError, match=r"case a: .*list\.json: two cases have this name"):
         read_datalist(path)
     with pytest.raises(InputError, match=r"there is no such datalist"):
         read_datalist(tmp_path / "other.json")
@@ -204,5 +204,15 @@ def test_soft_labels_with_other_channels_or_another_grid_are_named(tmp_path: Pat
 
 
 def test_values_outside_the_conventions_of_all_cases_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"case a: .*label values must be among .*found \[0\.0, 3\.0, 4\.0\]"):
+    with pytest.raises(InputError, match=r"case a: .*a_seg\.nii\.gz: label values 3 and 4 must not be in one file"):
         check([files(tmp_path / "a", label=label(3, 4))])
+
+
+def test_sources_may_have_conventions_of_their_own(tmp_path: Path) -> None:
+    """Pseudo-labels have 4 where the labels of 2023 have 3; a case's own order has no value beyond it."""
+    manual, annotated = files(tmp_path / "a", label=label(1, 3)), files(tmp_path / "b", label=label(1, 4))
+    check([manual, annotated | {"label_source": "ensemble"}])
+    with pytest.raises(InputError, match=r"case b: .*has 4 for enhancing tumour, and 3 has case a"):
+        check([manual, annotated])
+    with pytest.raises(InputError, match=r"case b: .*label values must be among \[0, 1, 2, 3\], found 4"):
+        check([manual, annotated | {"label_order": ["ED", "NCR", "ET"]}])

@@ -23,6 +23,9 @@ from tools.files import replacing
 sys.path.append(str(REPO / "bundles/lachinov_distillation_brats_mri"))
 from lachinov_distillation.cases import InputError
 from lachinov_distillation.data import find_scans, read_split, sequence_files
+from lachinov_distillation.lists import read_json, read_text
+from lachinov_distillation.patients import by_patient
+from lachinov_distillation.scans import scans_in, stem
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +67,10 @@ def datalist(
 ) -> Path:
     """List the scans to learn from in the file OUTPUT: training, validation and unlabelled.
 
-    The BraTS cases of LABELLED are divided into training and validation, the same share of every grade. Those of
+    The BraTS patients of LABELLED are divided into training and validation, the same share of every grade. Cases of
     DECATHLON all go to training. Scans are compared by content, because the Decathlon holds patients of BraTS under
-    other names: a copy of a validation case in training would spoil every score.
+    other names: a copy of a validation case in training would spoil every score, and so would another scan of its
+    patient, which its name tells.
 
     Args:
         output: JSON file to write: {"training": [...], "validation": [...], "unlabelled": [...]}, sorted by case. Paths
@@ -77,7 +81,7 @@ def datalist(
         unlabelled: folder of BraTS cases or of 4D volumes like imagesTs; labels in it are not used.
         exclude: file of cases that no list shall hold, for example a hold-out: one per line, # starts a comment, or a
             JSON list. Later copies of them count as duplicates too (first validation, then training, Decathlon,
-            unlabelled). The split of the other cases stays as it is.
+            unlabelled), and further scans of their patients. The split of the other cases stays as it is.
         sequences: that every case must have, for example t1,t1ce,t2,flair; a BraTS case is known by the first.
         validation: share of the BraTS cases for validation, between 0 and 1.
         seed: seed of the shuffle.
@@ -127,8 +131,8 @@ def datalist(
 def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
     """The cases of imagesTr with their labels."""
     images, labels = (
-        {path.name: path for path in sorted((root / folder).glob("[!.]*.nii.gz"))}
-        for folder in ("imagesTr", "labelsTr")
+        {path.name: path for path in (scans_in(root / part, suffixes=[".nii.gz"]) if (root / part).is_dir() else [])}
+        for part in ("imagesTr", "labelsTr")
     )
     if not images:
         raise InputError([("", str(root / "imagesTr"), "holds no volume *.nii.gz")])
@@ -138,7 +142,7 @@ def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
     return [
         Scan("training", case, {"case": case, "image": str(path), "label": str(root / "labelsTr" / name), **entry})
         for name, path in images.items()
-        for case in [name.removesuffix(".nii.gz")]
+        for case in [stem(path)]
     ]
 
 
@@ -162,7 +166,7 @@ def _channels(folder: Path, sequences: Sequence[str]) -> list[str]:
         logger.warning("%s: no dataset.json, channels are taken to be %s", folder, ", ".join(names))
         return names
     try:
-        modality = json.loads(description.read_text(encoding="utf-8"))["modality"]
+        modality = read_json(description, kind="description")["modality"]
         found = [str(modality[str(index)]) for index in range(len(modality))]
     except (ValueError, LookupError, TypeError) as error:
         raise InputError([("", str(description), f"has no list of channels under 'modality' ({error!r})")]) from error
@@ -174,12 +178,9 @@ def _channels(folder: Path, sequences: Sequence[str]) -> list[str]:
 
 
 def _excluded(path: Path, cases: set[str]) -> set[str]:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, kind="file of excluded cases")
     if text.lstrip().startswith("["):
-        try:
-            names = [str(name) for name in json.loads(text)]
-        except ValueError as error:
-            raise InputError([("", str(path), f"is no valid JSON ({error})")]) from error
+        names = [str(name) for name in read_json(path, kind="file of excluded cases")]
     else:
         names = [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
     if unknown := [name for name in names if name not in cases]:
@@ -193,7 +194,10 @@ def _dropped(scans: Sequence[Scan], excluded: set[str], *, sequence: str, refuse
     groups = same_scans(similarity)
     later = {index for group in groups for index in group[1:]}
     open_ones = {index for index in later if scans[index].case not in excluded}
-    problems = [
+    visits = _visits(scans, excluded)
+    later |= visits.keys()
+    problems = [(scans[index].case, scans[index].entry["image"], rule) for index, rule in visits.items()]
+    problems += [
         (
             scans[second].case,
             scans[second].entry["image"],
@@ -212,6 +216,17 @@ def _dropped(scans: Sequence[Scan], excluded: set[str], *, sequence: str, refuse
     if twice := list(_names_twice([scan for index, scan in enumerate(scans) if index not in later], excluded)):
         raise InputError(twice)
     return later
+
+
+def _visits(scans: Sequence[Scan], excluded: set[str]) -> dict[int, str]:
+    """Indices of scans to learn from whose patient validates or is excluded, as names tell; why each may not stay."""
+    part_of = {scan.case: scan.part for scan in reversed(scans)}
+    found: dict[str, str] = {}
+    for cases in by_patient(list(part_of)).values():
+        for held in (case for case in cases if part_of[case] == "validation" or case in excluded):
+            found |= dict.fromkeys(cases, f"is of the patient of case {held}, who validates or is excluded")
+    learnt = [(i, s) for i, s in enumerate(scans) if s.part != "validation" and s.case not in excluded]
+    return {index: found[scan.case] for index, scan in learnt if scan.case in found}
 
 
 def _names_twice(scans: Sequence[Scan], excluded: set[str]) -> Iterator[Problem]:

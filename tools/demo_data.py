@@ -9,7 +9,7 @@ from typing import Any
 
 from tools.files import replacing
 from tools.phantoms import phantoms
-from tools.split import find_cases, split
+from tools.split import case_path, find_cases, find_patients, split
 
 HELD_OUT = 0.2
 
@@ -38,7 +38,7 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
         split_file = split(str(train), str(output / "split.json"), validation=sizes["validation"])
     else:
         train, unseen = Path(data), output / "unseen"
-        held_out = max(1, round(HELD_OUT * len(find_cases(train))))
+        held_out = max(1, round(HELD_OUT * len(find_patients(train))))  # patients
         split_file = split(data, str(output / "split.json"), validation=held_out)
         link_cases(train, json.loads(split_file.read_text())["validation"], target=unseen)
     hidden = output / "unlabelled"
@@ -68,6 +68,5 @@ def link_cases(source: Path, cases: Iterable[str], *, target: Path) -> None:
         if link.is_symlink():
             link.unlink()
     for case in cases:
-        found = [source / case] if (source / case).is_dir() else source.glob(f"{case}.*")
-        for path in found:
-            (target / path.name).symlink_to(path.resolve())
+        path = case_path(source, case)
+        (target / path.name).symlink_to(path.resolve())

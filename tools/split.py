@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from tools import REPO
 from tools.files import replacing
+
+sys.path.append(str(REPO / "bundles/lachinov_distillation_brats_mri"))
+from lachinov_distillation.lists import read_info
+from lachinov_distillation.patients import by_patient, expanded
+from lachinov_distillation.scans import find_volume, folders_in, scans_in, stem
 
 logger = logging.getLogger(__name__)
 
@@ -26,29 +33,31 @@ def split(
 ) -> Path:
     """Divide the cases of the folder DATA into training, validation and test and write the split to the file OUTPUT.
 
-    A case is a sub-folder; in a folder without sub-folders it is a file, named without its ending. The sorted cases are
-    shuffled with the seed, so the split depends on their names (and groups) alone. Scans of one patient belong in one
-    folder.
+    A case is a sub-folder; in a folder without sub-folders it is a volume, named without its ending. Sorted patients
+    are shuffled with the seed, so the split depends on names (and groups) alone. Cases of one patient are in one part,
+    as far as names tell patients: BraTS-GLI-00001-000 and -001, patient001 and patient001_0, sub-01_ses-1 and -2.
 
     Args:
         data: data folder.
         output: JSON file to write: {"seed": 123, "training": [ids], "validation": [ids]}, ids sorted. With a test part
             or groups it also holds the command, and "test": [ids].
-        validation: share of the cases between 0 and 1, or their number (1 or more).
-        test: share or number of the cases for the test, 0 for none.
+        validation: share of the patients between 0 and 1, or their number (1 or more).
+        test: share or number of the patients for the test, 0 for none.
         seed: seed of the shuffle.
-        count: use this many cases, drawn with the same seed. Default: all.
+        count: use this many patients, drawn with the same seed. Default: all.
         group: FILE:KEY, each part of the split gets its share of every group: the value of the line "KEY: value" in the
-            file FILE of a case, for example Info.cfg:Group.
+            file FILE of a patient's first case, for example Info.cfg:Group.
 
     Returns:
         The file written.
 
     Raises:
         FileNotFoundError: DATA is not a folder or holds no case, or a case has no FILE.
-        ValueError: COUNT exceeds the cases there are, a side of the split would be empty, or a FILE has no line KEY.
+        ValueError: COUNT exceeds the patients there are, a side of the split would be empty, a FILE has no line KEY, or
+            two files of DATA could be one case.
     """
-    cases = find_cases(Path(data))
+    patients = find_patients(Path(data))
+    cases = sorted(patients)  # the first of each patient
     total = len(cases) if count is None else count
     if total not in range(1, len(cases) + 1):
         raise ValueError(f"{data}: {total} cases asked for, the folder holds {len(cases)}")
@@ -62,7 +71,8 @@ def split(
     if group is not None:
         drawn = _in_turn(drawn, [_group(Path(data, case), group) for case in drawn])
     parts = np.split(drawn[:total], [int(held_out), int(held_out + tested)])
-    lists = {name: sorted(part.tolist()) for name, part in zip(("validation", "test", "training"), parts, strict=True)}
+    names = ("validation", "test", "training")
+    lists = expanded({name: part.tolist() for name, part in zip(names, parts, strict=True)}, patients)
     content: dict[str, Any] = {"seed": seed, "training": lists["training"], "validation": lists["validation"]}
     if test or group:
         options = {"validation": validation, "test": test, "seed": seed, "count": count, "group": group}
@@ -80,20 +90,35 @@ def split(
 
 
 def find_cases(folder: Path) -> list[str]:
-    """Sorted names of the cases in `folder`: its sub-folders or, where it has none, its files without their endings.
-
-    Hidden entries do not count.
+    """Sorted names of the cases in `folder`: its sub-folders or, where it has none, its volumes without their endings.
 
     Raises:
         FileNotFoundError: `folder` is not a folder or holds no case.
+        ValueError: two files could be one case.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    entries = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    names = {p.name for p in entries if p.is_dir()} or {p.name.removesuffix(".gz").rsplit(".", 1)[0] for p in entries}
+    names = [path.name for path in folders_in(folder)] or [stem(path) for path in scans_in(folder)]
     if not names:
         raise FileNotFoundError(f"{folder} holds no case")
     return sorted(names)
+
+
+def find_patients(folder: Path) -> dict[str, list[str]]:
+    """Cases of every patient in `folder`, by the name of the first; raises as `find_cases`."""
+    return by_patient(find_cases(folder))
+
+
+def case_path(folder: Path, case: str) -> Path:
+    """The folder of a case, or its file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = folder / case if (folder / case).is_dir() else find_volume(folder, case)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no case {case}")
+    return found
 
 
 def _number(share: float, total: int) -> float:
@@ -102,11 +127,12 @@ def _number(share: float, total: int) -> float:
 
 def _group(case: Path, group: str) -> str:
     name, _, key = group.partition(":")
-    for line in (case / name).read_text(encoding="utf-8").splitlines():
-        found, _, value = line.partition(":")
-        if found.strip() == key:
-            return value.strip()
-    raise ValueError(f"{case / name}: has no line '{key}: ...'")
+    if not (case / name).is_file():
+        raise FileNotFoundError(f"{case / name} is missing")
+    values = read_info(case / name)
+    if key not in values:
+        raise ValueError(f"{case / name}: has no line '{key}: ...'")
+    return values[key]
 
 
 def _in_turn(cases: Sequence[str], groups: Sequence[str]) -> list[str]:

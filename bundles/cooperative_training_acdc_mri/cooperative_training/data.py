@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
@@ -15,98 +16,20 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from .cases import InputError
-from .splits import SPLITS, drawn_split, published_split, split_of_file
+from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
+from .lists import SPLITS, read_info, read_split_file
+from .patients import by_patient, check_patients, expanded
+from .scans import SUFFIXES, check_names, existing_folder, problem_of_name, scans_in, single_scan, stem
+from .splits import drawn_split, published_split
 
 __all__ = ["SliceDataset", "evaluation_cases", "find_images", "read_split", "root_folder"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd")
-FRAMES = ("ED", "ES")
-NO_IMAGES = ("_gt", "_seg", "_4d")
+SERIES = "_4d"
 CLEAN = "clean"
 
 Case = dict[str, str]
-Problem = tuple[str, str, str]
-
-
-def _existing(folder: str | Path, name: str = "dataset_dir") -> Path:
-    path = Path(folder).absolute()  # the first import of itk changes the working directory for a moment
-    if not path.is_dir():
-        raise InputError([("", str(path), f"{name} does not exist or is no folder")])
-    return path
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rsplit(".", 1)[0]
-
-
-def _volume(folder: Path, stem: str) -> Path:
-    """Returns the path of `stem` with the first known suffix that exists, else with ACDC's."""
-    paths = [folder / (stem + suffix) for suffix in SUFFIXES]
-    return next((path for path in paths if path.is_file()), paths[0])
-
-
-def _is_reorganised(folder: Path) -> bool:
-    return any(any(folder.glob(f"{frame}_{kind}.*")) for frame in FRAMES for kind in ("img", "seg"))
-
-
-def _is_patient(folder: Path) -> bool:
-    return _is_reorganised(folder) or (folder / "Info.cfg").is_file() or any(folder.glob("*_frame*"))
-
-
-def _patients(root: Path) -> dict[str, Path]:
-    """Folders below `root`, or below its `training` and `testing` where these hold the patients, by name."""
-    folders = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    if not any(map(_is_patient, folders)):
-        parts = [folder for folder in folders if folder.name in ("training", "testing")]
-        folders = [entry for part in parts for entry in sorted(part.iterdir()) if entry.is_dir()] or folders
-    return {folder.name: folder for folder in folders}
-
-
-def _info(folder: Path) -> dict[str, str]:
-    """Entries of a patient's `Info.cfg`; empty where there is none."""
-    path = folder / "Info.cfg"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def _problems(folder: Path) -> Iterator[Problem]:
-    """Yields what keeps the frames of a patient's folder from being named."""
-    if not _is_patient(folder):
-        yield folder.name, str(folder), "holds neither Info.cfg and frames nor ED_img and ES_img"
-    if _is_reorganised(folder):
-        return
-    info = _info(folder)
-    for frame in FRAMES:
-        name, number = f"{folder.name}_{frame}", info.get(frame, "")
-        if not number.isdecimal():
-            yield name, str(folder / "Info.cfg"), f"must give the number of the {frame} frame"
-        elif not (image := _frame(folder, number)).is_file():
-            yield name, str(image), f"image is missing, Info.cfg names frame {number} as {frame}"
-
-
-def _frame(folder: Path, number: str, ending: str = "") -> Path:
-    return _volume(folder, f"{folder.name}_frame{int(number):02d}{ending}")
-
-
-def _cases_of(folder: Path) -> Iterator[Case]:
-    """Yields the labelled cases of a patient: ED and ES; a re-organised folder may hold one of them alone."""
-    info = {} if _is_reorganised(folder) else _info(folder)
-    for frame in FRAMES:
-        if not info and not any(folder.glob(f"{frame}_*")):
-            continue
-        image = _frame(folder, info[frame]) if info else _volume(folder, f"{frame}_img")
-        label = _frame(folder, info[frame], "_gt") if info else _volume(folder, f"{frame}_seg")
-        case = {"case": f"{folder.name}_{frame}", "patient": folder.name, "frame": frame}
-        yield {**case, "image": str(image), "label": str(label)}
-
-
-def _cases(folders: Sequence[Path]) -> list[Case]:
-    problems = [problem for folder in folders for problem in _problems(folder)]
-    if problems:
-        raise InputError(problems)
-    return [case for folder in folders for case in _cases_of(folder)]
 
 
 def read_split(
@@ -143,25 +66,37 @@ def read_split(
             patient twice, the setting is unknown or asks for too many patients, or `Info.cfg` names a frame that is
             not there.
     """
-    root = _existing(dataset_dir)
-    folders = _patients(root)
+    root = existing_folder(dataset_dir)
+    folders = patient_folders(root)
+    known = {_number(name): name for name in folders} | {name: name for name in folders}
     if split_file is not None and setting is not None:
         raise InputError([("", str(split_file), f"split_file and setting {setting} exclude each other")])
     if split_file is not None:
-        split = split_of_file(split_file)
+        split = read_split_file(split_file)
+        check_patients({key: [known.get(name, name) for name in split[key]] for key in SPLITS}, source=split_file)
     elif setting is not None:
         split = published_split(setting, cval, strict=strict)
     else:
-        test = [name for name, folder in folders.items() if folder.parent != root and folder.parent.name == "testing"]
-        groups = {name: _info(folder).get("Group", "") for name, folder in folders.items() if name not in test}
-        if len(groups) < 2:
-            raise InputError([("", str(root), f"needs two patient folders or more to train, holds {len(groups)}")])
-        split = drawn_split(groups, validation=validation, seed=seed) | {"test": test}
-    known = {_number(name): name for name in folders} | {name: name for name in folders}
+        split = _drawn(folders, root, validation=validation, seed=seed)
     absent = [(name, str(root / name), "has no folder") for key in SPLITS for name in split[key] if name not in known]
     if absent:
         raise InputError(absent)
-    return {key: _cases([folders[known[name]] for name in split[key]]) for key in SPLITS}
+    cases = {key: labelled_cases([folders[known[name]] for name in split[key]]) for key in SPLITS}
+    if setting is None:  # published lists may overlap, as `strict` allows
+        check_names(case for key in SPLITS for case in cases[key])
+    return cases
+
+
+def _drawn(folders: Mapping[str, Path], root: Path, *, validation: float, seed: int) -> dict[str, list[str]]:
+    """Draws patients with all versions of them; those below `testing` are the test split, by themselves."""
+    test = [name for name, folder in folders.items() if folder.parent != root and folder.parent.name == "testing"]
+    groups = by_patient([name for name in folders if name not in test])
+    if len(groups) < 2:
+        raise InputError([("", str(root), f"needs the folders of two patients or more to train, holds {len(groups)}")])
+    kinds = {name: read_info(folders[name] / "Info.cfg").get("Group", "") for name in groups}
+    split = expanded(drawn_split(kinds, validation=validation, seed=seed), groups) | {"test": test}
+    check_patients(split, source=root)
+    return split
 
 
 def evaluation_cases(
@@ -191,14 +126,16 @@ def evaluation_cases(
     logger.info("Testing on the %s split", subset)
     tested, known = ({_number(case["patient"]) for key in keys for case in cases[key]} for keys in ([subset], SPLITS))
     found = [{**case, "set": CLEAN} for case in cases[subset]]
+    if problems := [("", f"test_sets {name!r}", rule) for name in test_sets or {} if (rule := problem_of_name(name))]:
+        raise InputError(problems)
     for name, folder in (test_sets or {}).items():
-        root = _existing(folder, f"test set {name}")
-        sources = {path: _source(path.name, known) for path in _patients(root).values()}
+        root = existing_folder(folder, f"test set {name}")
+        sources = {path: _source(path.name, known) for path in patient_folders(root).values()}
         foreign = known.isdisjoint(map(_number, sources.values()))
         taken = [path for path, source in sources.items() if foreign or _number(source) in tested]
         if not taken:
             raise InputError([("", str(root), f"test set {name} holds no patient of the {subset} split")])
-        for case in _cases(taken):
+        for case in labelled_cases(taken):
             patient = sources[Path(case["image"]).parent]
             entry = {**case, "case": f"{name}/{case['case']}", "patient": patient, "set": name}
             found.append(entry | ({"scaled": "by corrupt.yaml"} if (root / "manifest.json").is_file() else {}))
@@ -221,27 +158,28 @@ def find_images(dataset_dir: str | Path) -> list[Case]:
     Of a patient the ED and ES frames are taken; label maps (`*_gt`, `*_seg`) and cine series (`*_4d`) are not.
 
     Args:
-        dataset_dir: a volume, a folder of volumes, or a folder of patients.
+        dataset_dir: a volume, a folder of volumes (see `scans.scans_in`), of patients, or of one patient.
 
     Returns:
         Cases `{"case", "image"}`, sorted by name.
 
     Raises:
-        InputError: when `dataset_dir` does not exist or holds no NIfTI or NRRD volume, or an `Info.cfg` names a frame
-            that is not there.
+        InputError: when `dataset_dir` does not exist or holds no NIfTI or NRRD volume, a file of another format is
+            given, two files could be one scan, two cases have one name, or an `Info.cfg` names a frame that is not
+            there.
     """
-    root = Path(dataset_dir).absolute()
-    if root.is_file():
-        return [{"case": _stem(root), "image": str(root)}]
-    root = _existing(root)
-    patients = [folder for folder in _patients(root).values() if _is_patient(folder)]
-    frames = [case for case in _cases(patients) if Path(case["image"]).is_file()]
+    if (scan := single_scan(dataset_dir)) is not None:
+        return [{"case": stem(scan), "image": str(scan)}]
+    root = existing_folder(dataset_dir)
+    alone = is_reorganised(root) or (root / "Info.cfg").is_file()
+    patients = [root] if alone else [folder for folder in patient_folders(root).values() if is_patient(folder)]
+    frames = [case for case in labelled_cases(patients) if os.path.lexists(case["image"])]
     cases = [{"case": case["case"], "image": case["image"]} for case in frames]
-    volumes = [path for path in sorted(root.iterdir()) if path.name.endswith(SUFFIXES) and path.is_file()]
-    flat = [path for path in volumes if not _stem(path).endswith(NO_IMAGES)]
-    cases += [{"case": _stem(path), "image": str(path)} for path in flat]
+    flat = [] if alone else [path for path in scans_in(root) if not stem(path).lower().endswith(SERIES)]
+    cases += [{"case": stem(path), "image": str(path)} for path in flat]
     if not cases:
         raise InputError([("", str(root), f"holds neither patients nor a volume {' '.join(SUFFIXES)}")])
+    check_names(cases)
     return cases
 
 

@@ -14,9 +14,9 @@ from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
 from .cases import InputError
-from .checks import STRUCTURES
 from .evaluation import CaseTable, Row, voxel_volume
 from .files import write_table
+from .stacks import STRUCTURES
 
 __all__ = ["CaseReport", "CaseScores", "hd95", "scores", "summarise"]
 

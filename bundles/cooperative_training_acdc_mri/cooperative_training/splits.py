@@ -14,38 +14,14 @@ import numpy as np
 from . import BUNDLE_ROOT
 from .cases import InputError
 
-__all__ = ["SPLITS", "drawn_split", "published_split", "split_of_file"]
+__all__ = ["drawn_split", "published_split"]
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("training", "validation", "test")
 PUBLISHED = Path(BUNDLE_ROOT, "configs", "splits_published.json")
 UPPER_BOUND = "_upperbound"
 
 Split = dict[str, list[str]]
-
-
-def split_of_file(path: str | Path) -> Split:
-    """Reads the patients of a JSON file with lists `training`, `validation` and, if wanted, `test`.
-
-    Raises:
-        InputError: when the file does not exist or is damaged, or lists a patient twice.
-    """
-    if not Path(path).is_file():
-        raise InputError([("", str(path), "split file does not exist")])
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError([("", str(path), f"is no valid JSON ({error})")]) from error
-    split: dict[str, Any] = {"test": []} | content if isinstance(content, dict) else {}
-    if not all(isinstance(split.get(name), list) for name in SPLITS):
-        rule = "must hold lists of case names under 'training' and 'validation', and may under 'test'"
-        raise InputError([("", str(path), rule)])
-    counts = Counter(str(patient) for name in SPLITS for patient in split[name])
-    twice = [(patient, str(path), "is listed twice") for patient, count in counts.items() if count > 1]
-    if twice:
-        raise InputError(twice)
-    return {name: [str(patient) for patient in split[name]] for name in SPLITS}
 
 
 def drawn_split(groups: Mapping[str, str], *, validation: float, seed: int) -> Split:

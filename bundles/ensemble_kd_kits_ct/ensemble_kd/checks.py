@@ -11,6 +11,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from .cases import Case, InputError, check_cases
 from .soft_labels import Transform, grid_of, problem_of_soft_labels
+from .stacks import check_order, rules_of_stack
 
 __all__ = ["check_classes", "check_clip", "check_scans"]
 
@@ -53,6 +54,7 @@ def check_scans(
     spatial: Transform,
     label_groups: Sequence[Sequence[int]] | None = None,
     labels: bool = True,
+    label_order: Sequence[str] | None = None,
 ) -> None:
     """Checks every file that a run will read, see `cases.check_cases`.
 
@@ -61,13 +63,18 @@ def check_scans(
         spatial: what brings images and labels on the grid that networks see, and soft labels must have.
         label_groups: for each class the values that label maps have for it.
         labels: whether the cases have label maps.
+        label_order: structures of the label values 1, 2 and 3 in short-axis stacks of the heart; `None`: other scans.
 
     Raises:
         InputError: as `check_cases`, and when soft labels are of another grid, have other channels than there are
-            classes, or do not sum to one.
+            classes, or do not sum to one; of stacks of the heart, when `stacks.rules_of_stack` finds anything.
     """
+    if label_order is not None:
+        check_order(label_order)
 
     def further(case: Case, volumes: Mapping[str, Nifti1Image]) -> Iterator[tuple[str, str]]:
+        if label_order is not None:
+            yield from rules_of_stack(volumes, label="label" if labels else None, label_order=label_order)
         image = volumes["image"]
         if case.get("soft"):
             grid = grid_of(spatial, shape=image.shape, affine=torch.as_tensor(image.affine))

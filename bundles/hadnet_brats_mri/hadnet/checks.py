@@ -11,8 +11,8 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
 from .cases import Case, InputError, case_name, check_cases
+from .conventions import LabelConvention
 from .data import sequence_files
-from .regions import label_sets
 from .sequences import channels_of
 from .volumes import voxels_of
 
@@ -64,7 +64,7 @@ def check_scans(
         pixdim: their size in mm.
         cut: whether a brain that is larger may be cut.
         label: key of the label map, `None` when there is none.
-        label_order: see `label_sets`.
+        label_order: classes of the label values 1, 2, ...; where two mean ET, all label maps must hold the same.
 
     Raises:
         InputError: as `check_cases`, and when a 4D volume has other channels, no voxel belongs to the brain, a sequence
@@ -87,15 +87,23 @@ def check_scans(
         for name, rule in _problems_of_brain(scan, affine, mask_from, size=size, pixdim=pixdim, cut=cut):
             yield ("image" if stacked is not None else name), rule
 
+    convention = LabelConvention((case for split in found for case in split), label=label, label_order=label_order)
     check_cases(
         found,
         images=["image", *dict.fromkeys(name for names in needed for name in names)],
         stacks=["image"],
         label=label,
-        label_values=label_sets(label_order),
+        label_values=[convention.values],
         foreground=False,
-        further=further,
-        settings={"mask_from": mask_from, "stack": stack, "size": size, "pixdim": pixdim, "cut": cut},
+        further=convention.added_to(further),
+        settings={
+            "mask_from": mask_from,
+            "stack": stack,
+            "size": size,
+            "pixdim": pixdim,
+            "cut": cut,
+            "convention": convention.settings,
+        },
     )
 
 

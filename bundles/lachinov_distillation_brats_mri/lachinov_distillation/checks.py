@@ -10,8 +10,8 @@ import torch
 from nibabel.nifti1 import Nifti1Image
 
 from .cases import Case, InputError, case_name, check_cases
+from .conventions import LabelConvention
 from .data import sequence_files
-from .regions import label_sets
 from .sequences import channels_of
 from .volumes import voxels_of
 
@@ -61,15 +61,17 @@ def check_scans(
         splits: lists of cases as `sequences.LoadSequencesd` and `labels.LoadLabeld` take them; none may be empty.
         sequences: those that the networks see.
         stack: sequences of 4D volumes whose case does not tell.
-        label_order: classes of the label values 1, 2, ... of cases that do not tell; `None`: there are no labels.
+        label_order: classes of the label values 1, 2, ... of cases that do not tell; `None`: there are no labels. Where
+            two mean ET, all label maps of one source must hold the same.
 
     Raises:
         InputError: as `check_cases`, and when a 4D volume has other channels, a sequence has no positive voxel, or soft
             labels have other channels than three.
     """
-    labelled = label_order is not None
-    orders = {tuple(case.get("label_order") or label_order or ()) for split in splits for case in split}
-    values = [allowed for order in sorted(orders) if order for allowed in label_sets(order)]
+    label = None if label_order is None else "label"
+    found = [[_files(case, sequences, labelled=label is not None) for case in split] for split in splits]
+    marked = [case for split in found for case in split if "label" in case]
+    convention = LabelConvention(marked, label=label, label_order=label_order or ())
 
     def further(case: Case, volumes: Mapping[str, Nifti1Image]) -> Iterator[tuple[str, str]]:
         if "soft" in volumes and volumes["soft"].shape[-1] != 3:
@@ -92,14 +94,14 @@ def check_scans(
                 yield "image", f"{name} is the same everywhere"
 
     check_cases(
-        [[_files(case, sequences, labelled=labelled) for case in split] for split in splits],
+        found,
         images=["image", *sequences, "soft"],
         stacks=["image", "soft"],
-        label="label" if labelled else None,
-        label_values=values,
+        label=label,
+        label_values=[convention.values],
         foreground=False,
-        further=further,
-        settings={"sequences": sequences, "stack": stack},
+        further=convention.added_to(further),
+        settings={"sequences": sequences, "stack": stack, "convention": convention.settings},
     )
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,10 +10,14 @@ from pathlib import Path
 from monai.data import partition_dataset_classes
 
 from .cases import InputError
+from .lists import SPLITS, read_split_file
+from .patients import by_patient, check_patients, expanded
+from .scans import check_names, existing_folder, folders_in, scans_in, single_scan, stem, visible
 
 __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "sequence_files"]
 
 SUFFIX = r"\.nii(?:\.gz)?"
+SUFFIXES = (".nii.gz", ".nii")
 # How file names end, by year of the challenge: until 2021 ID_t1ce.nii.gz, from 2023 on ID-t1c.nii.gz.
 ENDINGS = {
     "flair": ("flair", "t2f"),
@@ -23,23 +26,12 @@ ENDINGS = {
     "t2": ("t2", "t2w"),
     "label": ("seg",),
 }
-SPLITS = ("training", "validation", "test")
 
 Case = dict[str, str]
-Problem = tuple[str, str, str]
 
 
 def _pattern(sequence: str) -> str:
     return "|".join(map(re.escape, ENDINGS.get(sequence, (sequence,))))
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without the hidden files that macOS leaves beside others (`._X_t1.nii.gz`)."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _stem(path: Path) -> str:
-    return re.sub(rf"{SUFFIX}$", "", path.name, flags=re.IGNORECASE)
 
 
 def _beginning(path: Path, sequences: Sequence[str]) -> str | None:
@@ -57,7 +49,7 @@ def _find(folder: Path, sequence: str, beginning: str | None = None) -> Path:
     """
     start = r"(?:.*[_-])?" if beginning is None else re.escape(beginning)
     wanted = re.compile(rf"{start}(?:{_pattern(sequence)}){SUFFIX}", re.IGNORECASE)
-    found = [path for path in _visible(folder) if wanted.fullmatch(path.name)] if folder.is_dir() else []
+    found = [path for path in visible(folder) if wanted.fullmatch(path.name)] if folder.is_dir() else []
     if len(found) > 1:
         names = " or ".join(path.name for path in found)
         raise InputError([(folder.name, str(folder), f"{sequence} is ambiguous: {names}?")])
@@ -84,23 +76,16 @@ def sequence_files(image: str | Path, sequences: Sequence[str]) -> dict[str, Pat
     return None if beginning is None else {name: _find(path.parent, name, beginning) for name in sequences}
 
 
-def _existing(dataset_dir: str | Path) -> Path:
-    root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
-    if not root.is_dir():
-        raise InputError([("", str(root), "dataset_dir does not exist or is no folder")])
-    return root
-
-
 def _is_case(folder: Path, sequences: Sequence[str]) -> bool:
-    return any(_beginning(path, sequences) is not None for path in _visible(folder) if path.is_file())
+    return any(_beginning(path, sequences) is not None for path in visible(folder) if not path.is_dir())
 
 
 def _case_folders(root: Path, sequences: Sequence[str]) -> dict[str, Path]:
     """Folders of cases below `root`, or below its folders of grades (`HGG`, `LGG`), by name."""
     found: dict[str, Path] = {}
-    for entry in (path for path in _visible(root) if path.is_dir()):
-        inner = [] if _is_case(entry, sequences) else [path for path in _visible(entry) if path.is_dir()]
-        for folder in inner or [entry]:
+    for entry in folders_in(root):
+        inner = [] if _is_case(entry, sequences) else folders_in(entry)
+        for folder in inner if any(_is_case(path, sequences) for path in inner) else [entry]:
             if found.setdefault(folder.name, folder) != folder:
                 raise InputError([(folder.name, str(folder), f"the case is in {found[folder.name]} too")])
     return found
@@ -126,9 +111,9 @@ def read_split(
         dataset_dir: `<dataset_dir>/[HGG|LGG/]<case>/<case>_{flair,t1ce,t1,t2,seg}.nii.gz`, or with the endings of 2023
             `-t2f`, `-t1c`, `-t1n`, `-t2w`, `-seg`; what stands before the ending may be missing.
         split_file: JSON file with lists of case names under `training`, `validation` and, if wanted, `test`; without
-            one, the cases of each grade are shuffled with `seed` and split.
+            one, the patients of each grade (see `patients.patient_of`) are shuffled with `seed` and split.
         sequences: those of the scans; a case is known by the first.
-        validation: fraction of the cases for validation, when there is no file.
+        validation: fraction of the patients for validation, when there is no file.
         seed: seed of the shuffle, when there is no file.
 
     Returns:
@@ -136,30 +121,31 @@ def read_split(
         file of the first sequence.
 
     Raises:
-        InputError: when the folder or the split file does not exist, there are too few cases, a case lies in two
+        InputError: when the folder or the split file does not exist, there are too few patients, a case lies in two
             folders or has two files for one sequence, or the split file is damaged, names a case twice or one without
-            folder.
+            folder, or divides a patient.
     """
-    root = _existing(dataset_dir)
+    root = existing_folder(dataset_dir)
     folders = _case_folders(root, sequences)
     if split_file is None:
-        if len(folders) < 2:
-            raise InputError([("", str(root), f"needs two case folders or more, holds {len(folders)}")])
-        named = _drawn(folders, validation=validation, seed=seed)
+        groups = by_patient(list(folders))
+        if len(groups) < 2:
+            raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
+        leaders = {name: folder for name, folder in folders.items() if name in groups}
+        named = expanded(_drawn(leaders, validation=validation, seed=seed), groups)
     else:
-        named = _named(Path(split_file))
+        named = read_split_file(split_file)
+        check_patients(named, source=split_file)
     listed = [name for split in SPLITS for name in named[split]]
-    problems: list[Problem] = [
-        (name, str(split_file), "is listed twice") for name in sorted({n for n in listed if listed.count(n) > 1})
-    ]
-    problems += [(name, str(root / name), "has no folder") for name in listed if name not in folders]
-    if problems:
-        raise InputError(problems)
-    return {split: [_case(folders[name], sequences) for name in named[split]] for split in SPLITS}
+    if absent := [(name, str(root / name), "has no folder") for name in listed if name not in folders]:
+        raise InputError(absent)
+    cases = {split: [_case(folders[name], sequences) for name in named[split]] for split in SPLITS}
+    check_names(case for split in SPLITS for case in cases[split])
+    return cases
 
 
 def _drawn(folders: Mapping[str, Path], *, validation: float, seed: int) -> dict[str, list[str]]:
-    """Splits cases at random, the same share of every grade."""
+    """Splits patients at random, the same share of every grade."""
     names = list(folders)
     grades = [folder.parent.name for folder in folders.values()]
     held_out = max(1, round(validation * len(names)))
@@ -167,20 +153,6 @@ def _drawn(folders: Mapping[str, Path], *, validation: float, seed: int) -> dict
     if not parts[1]:  # grades of too few cases each
         parts = [sorted(names)[held_out:], sorted(names)[:held_out]]
     return dict(zip(SPLITS, [*map(sorted, parts), []], strict=True))
-
-
-def _named(split_file: Path) -> dict[str, list[str]]:
-    if not split_file.is_file():
-        raise InputError([("", str(split_file), "split file does not exist")])
-    try:
-        content = json.loads(split_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError([("", str(split_file), f"is no valid JSON ({error})")]) from error
-    lists = {"test": [], **content} if isinstance(content, dict) else {}
-    if not all(isinstance(lists.get(name), list) for name in SPLITS):
-        rule = "must hold lists of case names under 'training' and 'validation'"
-        raise InputError([("", str(split_file), rule)])
-    return {name: lists[name] for name in SPLITS}
 
 
 def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:
@@ -200,34 +172,45 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
 
     Args:
         dataset_dir: a folder of cases as for `read_split`, the folder of one case, a file, or a folder of files: of
-            sequences side by side, or volumes of all of them.
+            sequences side by side, or volumes of all of them, see `scans.scans_in`.
         sequences: those that are needed.
 
     Returns:
         Cases `{"case", "image"}`, sorted by name.
 
     Raises:
-        InputError: when `dataset_dir` does not exist or holds no NIfTI volume.
+        InputError: when `dataset_dir` does not exist or holds no NIfTI volume, a file of another format is given, two
+            files could be one scan or sequence, or two cases have one name.
     """
-    root = Path(dataset_dir).absolute()
-    if root.is_file():
-        return [_scan(root, sequences)]
-    root = _existing(root)
-    folders = {root.name: root} if _is_case(root, sequences) else _case_folders(root, sequences)
-    cases = [
-        case for folder in folders.values() if _is_case(folder, sequences) for case in _scans_beside(folder, sequences)
-    ]
-    volumes = [path for path in _visible(root) if re.fullmatch(rf".*{SUFFIX}", path.name, re.IGNORECASE)]
+    path = Path(dataset_dir).absolute()
+    if single_scan(path, suffixes=SUFFIXES) is not None:
+        single_scan(path, suffixes=SUFFIXES, others=_starts(path.parent, sequences))
+        return [_scan(path, [name for name in (*ENDINGS, *sequences) if name != "label"])]
+    root = existing_folder(dataset_dir)
+    alone = _is_case(root, sequences)
+    folders = {root.name: root} if alone else _case_folders(root, sequences)
+    found = [folder for folder in folders.values() if _is_case(folder, sequences)]
+    cases = [case for folder in found for case in _scans_beside(folder, sequences)]
     every = [*ENDINGS, *sequences]
+    others = {case["case"] for case in cases} | _starts(root, sequences)
+    volumes = scans_in(root, suffixes=SUFFIXES, others=others)
     cases += [_scan(path, sequences) for path in volumes if _beginning(path, every) is None]
     if not cases:
         raise InputError([("", str(root), f"holds neither cases with {', '.join(sequences)} nor a volume *.nii.gz")])
+    check_names(cases)
     return cases
+
+
+def _starts(folder: Path, sequences: Sequence[str]) -> set[str]:
+    """Names of the scans whose sequences lie side by side in a folder, to which results and labels may belong."""
+    names = [name for name in (*ENDINGS, *sequences) if name != "label"]
+    found = {_beginning(path, names) for path in (visible(folder) if folder.is_dir() else [])}
+    return {start.rstrip("_-") for start in found if start is not None} | ({folder.name} if found - {None} else set())
 
 
 def _scans_beside(folder: Path, sequences: Sequence[str]) -> Iterator[Case]:
     """The cases in one folder, told apart by what stands before the names of the sequences."""
-    found = {_beginning(path, sequences) for path in _visible(folder)}
+    found = {_beginning(path, sequences) for path in visible(folder)}
     beginnings = sorted(beginning for beginning in found if beginning is not None)
     for beginning in beginnings:
         case = folder.name if len(beginnings) == 1 else beginning.rstrip("_-")
@@ -236,7 +219,7 @@ def _scans_beside(folder: Path, sequences: Sequence[str]) -> Iterator[Case]:
 
 def _scan(path: Path, sequences: Sequence[str]) -> Case:
     beginning = _beginning(path, sequences)
-    name = _stem(path) if beginning is None else beginning.rstrip("_-") or path.parent.name
+    name = stem(path, SUFFIXES) if beginning is None else beginning.rstrip("_-") or path.parent.name
     return {"case": name, "image": str(path)}
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .cases import InputError
 from .data import find_scans
 from .files import write_text
+from .lists import lists_of, read_json
+from .patients import by_patient, check_patients
+from .scans import check_names
 
 __all__ = ["read_datalist", "unlabelled_cases", "with_pseudo_labels", "write_datalist"]
 
@@ -34,23 +37,29 @@ def read_datalist(path: str | Path) -> dict[str, list[Case]]:
         The four lists, with absolute paths.
 
     Raises:
-        InputError: when the file is missing, damaged or no datalist, or a case lacks its name or its image, or a label
-            outside `unlabelled`, or is in two lists.
+        InputError: when the file is missing, damaged or no datalist, or holds an unknown list; a case lacks its name or
+            its image, or a label outside `unlabelled`; two cases have one name or file; or a patient (its entry
+            `patient` or `subject`, else what its name tells) both trains and validates or is tested.
     """
     source = Path(path).absolute()
     if not source.is_file():
         raise InputError([("", str(source), "there is no such datalist: make or annotate it first")])
-    try:
-        content = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError([("", str(source), f"is no valid JSON ({error})")]) from error
-    if not isinstance(content, dict) or not any(isinstance(content.get(name), list) for name in SPLITS):
-        raise InputError([("", str(source), f"must hold lists of cases under {', '.join(SPLITS)}")])
-    lists = {name: [_record(source, record, name) for record in content.get(name, [])] for name in SPLITS}
-    names = [case["case"] for cases in lists.values() for case in cases]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError((name, str(source), "is listed twice") for name in twice)
+    rule = f"must hold lists of cases under {', '.join(SPLITS)}"
+    found = read_json(source, kind="datalist")
+    content = lists_of(found, source, known=SPLITS, rule=rule)
+    if not any(name in found for name in SPLITS):
+        raise InputError([("", str(source), rule)])
+    lists = {name: [_record(source, record, name) for record in records] for name, records in content.items()}
+    check_names((case for cases in lists.values() for case in cases), source=source)
+    named = {name: [case["case"] for case in lists[name]] for name in SPLITS[:3]}
+    check_patients(named, source=source, patients=_patients(case for cases in lists.values() for case in cases))
     return lists
+
+
+def _patients(cases: Iterable[Case]) -> dict[str, str]:
+    """Patients of the cases that tell them."""
+    told = {case["case"]: case.get("patient") or case.get("subject") for case in cases}
+    return {name: str(patient) for name, patient in told.items() if patient}
 
 
 def _record(source: Path, record: Any, split: str) -> Case:
@@ -58,6 +67,12 @@ def _record(source: Path, record: Any, split: str) -> Case:
     if not isinstance(record, dict) or not all(record.get(key) for key in needed):
         name = record.get("case", "") if isinstance(record, dict) else ""
         raise InputError([(str(name), str(source), f"a case in {split} must have {', '.join(needed)}")])
+    texts = [record["case"], *(record[key] for key in PATHS if record.get(key) is not None)]
+    orders = [record[key] for key in ("stack", "label_order") if record.get(key) is not None]
+    texts += [name for order in orders if isinstance(order, list) for name in order]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(order, list) for order in orders):
+        rule = f"case and {', '.join(PATHS)} must be text, stack and label_order lists of text"
+        raise InputError([(f"{record['case']!r:.60}", str(source), rule)])
     known = {key: value for key, value in record.items() if value is not None}  # which no batch may hold
     return known | {key: str(source.parent / known[key]) for key in PATHS if key in known}
 
@@ -78,15 +93,20 @@ def _relative(file: str, folder: Path) -> str:
 
 
 def unlabelled_cases(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Case]:
-    """Lists the scans to annotate: those of a folder, see `data.find_scans`, or the `unlabelled` ones of a datalist.
+    """Lists the scans to segment: those of a folder, see `data.find_scans`, or the `unlabelled` ones of a datalist.
+
+    A line in the log tells how many a datalist has, and of other lists.
 
     Raises:
         InputError: as `data.find_scans` and `read_datalist`, and when the datalist has none.
     """
-    if Path(dataset_dir).suffix != ".json":
+    if Path(dataset_dir).suffix.lower() != ".json":
         return find_scans(dataset_dir, sequences=sequences)
-    if not (cases := read_datalist(dataset_dir)["unlabelled"]):
+    lists = read_datalist(dataset_dir)
+    if not (cases := lists["unlabelled"]):
         raise InputError([("", str(dataset_dir), "holds no unlabelled case")])
+    others = ", ".join(f"{len(lists[name])} of {name}" for name in SPLITS[:3])
+    logger.info("%s: the %d unlabelled scans are taken, not those with labels: %s", dataset_dir, len(cases), others)
     return cases
 
 
@@ -111,8 +131,8 @@ def with_pseudo_labels(
         `labelled` without the excluded cases, with the annotated cases in `training`; each has a `label_source`.
 
     Raises:
-        InputError: when an annotated case is one of validation or test too (it would leak), an excluded case is
-            nowhere, or `soft` is wanted and a case has no region probabilities.
+        InputError: when an annotated case is one of validation or test too, or of a patient there (it would leak), an
+            excluded case is nowhere, or `soft` is wanted and a case has no region probabilities.
     """
     known = {split: list(labelled.get(split, [])) for split in SPLITS[:3]}
     annotated = read_datalist(str(pseudo_labels))["training"] if pseudo_labels else []
@@ -121,9 +141,10 @@ def with_pseudo_labels(
     known = {split: [case for case in cases if case["case"] not in exclude] for split, cases in known.items()}
     annotated = [case for case in annotated if case["case"] not in exclude]
     split_of = {case["case"]: split for split, cases in known.items() for case in cases}
+    held_out = _held_out(known, annotated)
     for case in annotated:
-        if split_of.get(case["case"], "training") != "training":
-            rule = f"is a case of {split_of[case['case']]} too, training on it would leak: list it in `exclude`"
+        if case["case"] in held_out:
+            rule = f"{held_out[case['case']]}, training on it would leak: list it in `exclude`"
             problems.append((case["case"], str(pseudo_labels), rule))
         elif soft and not case.get("soft") and case["case"] not in split_of:
             problems.append(
@@ -136,6 +157,17 @@ def with_pseudo_labels(
     own = [{"label_source": "manual"} | case for case in known["training"]]
     added = [_without(case, () if soft else ("soft",)) for case in annotated if case["case"] not in split_of]
     return {**known, "training": own + added}
+
+
+def _held_out(known: Mapping[str, Sequence[Case]], annotated: Sequence[Case]) -> dict[str, str]:
+    """Why annotated cases must not train, by name: they, or another scan of their patient, validate or are tested."""
+    split_of = {case["case"]: split for split in ("validation", "test") for case in known[split]}
+    every = [*annotated, *(case for cases in known.values() for case in cases)]
+    found: dict[str, str] = {}
+    for names in by_patient(list({case["case"] for case in every}), _patients(every)).values():
+        for other in (name for name in names if name in split_of):
+            found |= dict.fromkeys(names, f"is of the patient of {other}, a case of {split_of[other]}")
+    return found | {name: f"is a case of {split} too" for name, split in split_of.items()}
 
 
 def _without(case: Case, keys: Collection[str]) -> Case:

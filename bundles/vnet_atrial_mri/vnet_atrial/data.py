@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .cases import InputError
-from .writing import file_stem
+from .lists import read_split_file
+from .patients import by_patient, check_patients, expanded
+from .scans import check_names, existing_folder, find_volume, folders_in, scans_in, single_scan, stem
 
 __all__ = ["find_images", "read_split", "root_folder"]
 
@@ -18,31 +17,9 @@ SUFFIXES = (".nrrd", ".nii.gz", ".nii")
 SPLITS = ("training", "validation")
 
 
-def _existing(dataset_dir: str | Path) -> Path:
-    root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
-    if not root.is_dir():
-        raise InputError([("", str(root), "dataset_dir does not exist or is no folder")])
-    return root
-
-
-def _volume(folder: Path, stem: str) -> str:
-    """Returns the path of `stem` with the first known suffix that exists, else with the challenge's."""
-    found = [folder / (stem + suffix) for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
-    return str(found[0] if found else folder / (stem + SUFFIXES[0]))
-
-
-def _named_cases(split_file: Path) -> Mapping[str, list[str]]:
-    if not split_file.is_file():
-        raise InputError([("", str(split_file), "split file does not exist")])
-    try:
-        content = json.loads(split_file.read_text())
-    except ValueError as error:
-        raise InputError([("", str(split_file), f"is no valid JSON ({error})")]) from error
-    named: dict[str, Any] = content if isinstance(content, dict) else {}
-    if not all(isinstance(named.get(split), list) for split in SPLITS):
-        rule = "must hold lists of case names under 'training' and 'validation'"
-        raise InputError([("", str(split_file), rule)])
-    return named
+def _volume(folder: Path, name: str) -> str:
+    """Returns the path of `name` with the known suffix that it has, else with the challenge's."""
+    return str(find_volume(folder, name, suffixes=SUFFIXES) or folder / (name + SUFFIXES[0]))
 
 
 def read_split(
@@ -58,70 +35,72 @@ def read_split(
 
     Args:
         dataset_dir: folder with one sub-folder per case.
-        split_file: JSON file with lists of case names under `training` and `validation`; without one, the sorted cases
-            are shuffled with `seed` and split.
+        split_file: JSON file with lists of case names under `training` and `validation`; without one, the sorted
+            patients (see `patients.patient_of`) are shuffled with `seed` and split.
         image: file name of the scans without suffix.
         label: file name of the label maps without suffix.
-        validation: fraction of the cases for validation, when there is no file.
+        validation: fraction of the patients for validation, when there is no file.
         seed: seed of the shuffle, when there is no file.
 
     Returns:
         `{"training": cases, "validation": cases}`, a case being `{"case", "image", "label"}`.
 
     Raises:
-        InputError: when the folder or the split file does not exist, the folder holds no case, or the file is damaged,
-            names a case twice or one that has no folder.
+        InputError: when the folder does not exist or has two files for an image or a label, there are fewer than two
+            patients, or the split file is damaged, names a case twice or one that has no folder, or divides a patient.
     """
-    root = _existing(dataset_dir)
+    root = existing_folder(dataset_dir)
+    folders = {folder.name: folder for folder in folders_in(root)}
     if split_file is not None:
-        named = _named_cases(Path(split_file))
+        named = read_split_file(split_file)
+        check_patients(named, source=split_file)
     else:
-        names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-        if len(names) < 2:
-            raise InputError([("", str(root), f"needs two case folders or more, holds {len(names)}")])
-        shuffled = [str(name) for name in np.random.RandomState(seed).permutation(names)]
-        count = max(1, round(validation * len(names)))
-        named = {"training": sorted(shuffled[count:]), "validation": sorted(shuffled[:count])}
-    both = [*named["training"], *named["validation"]]
-    problems = [(name, str(split_file), "is listed twice") for name in sorted({n for n in both if both.count(n) > 1})]
-    problems += [(name, str(root / name), "has no folder") for name in both if not (root / name).is_dir()]
-    if problems:
-        raise InputError(problems)
-    return {
+        groups = by_patient(list(folders))
+        if len(groups) < 2:
+            raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
+        shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
+        count = max(1, round(validation * len(groups)))
+        named = expanded({"training": shuffled[count:], "validation": shuffled[:count]}, groups)
+    listed = [name for split in SPLITS for name in named[split]]
+    if absent := [(name, str(root / name), "has no folder") for name in listed if name not in folders]:
+        raise InputError(absent)
+    found = {
         split: [
-            {"case": name, "image": _volume(root / name, image), "label": _volume(root / name, label)}
+            {"case": name, "image": _volume(folders[name], image), "label": _volume(folders[name], label)}
             for name in named[split]
         ]
         for split in SPLITS
     }
+    check_names(case for cases in found.values() for case in cases)
+    return found
 
 
 def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[str, str]]:
-    """Lists the scans to segment: a single file, the challenge's case folders, or a flat folder of volumes.
+    """Lists the scans to segment: a single file, the challenge's case folders or one of them, or a folder of volumes.
 
     Args:
-        dataset_dir: a volume, a folder of `<case>/lgemri.*`, or a folder of volumes.
+        dataset_dir: a volume, a folder of `<case>/lgemri.*`, such a case, or a folder of volumes, see `scans.scans_in`.
         image: file name of the scans without suffix, in case folders.
 
     Returns:
         Cases `{"case", "image"}`, sorted by name.
 
     Raises:
-        InputError: when `dataset_dir` does not exist or holds no NRRD or NIfTI volume.
+        InputError: when `dataset_dir` does not exist or holds no NRRD or NIfTI volume, a file of another format is
+            given, two files could be one scan, or two cases have one name.
     """
-    root = Path(dataset_dir).absolute()
-    if root.is_file():
-        return [{"case": file_stem(root), "image": str(root)}]
-    root = _existing(root)
-    cases = []
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and Path(_volume(entry, image)).is_file():
-            cases.append({"case": entry.name, "image": _volume(entry, image)})
-        elif entry.is_file() and entry.name.endswith(SUFFIXES):
-            cases.append({"case": file_stem(entry), "image": str(entry)})
+    if (alone := single_scan(dataset_dir)) is not None:
+        return [{"case": stem(alone), "image": str(alone)}]
+    root = existing_folder(dataset_dir)
+    if (scan := find_volume(root, image, suffixes=SUFFIXES)) is not None:
+        return [{"case": root.name, "image": str(scan)}]
+    found = {folder.name: find_volume(folder, image, suffixes=SUFFIXES) for folder in folders_in(root)}
+    cases = [{"case": name, "image": str(path)} for name, path in found.items() if path is not None]
+    cases += [{"case": stem(path), "image": str(path)} for path in scans_in(root, others=[c["case"] for c in cases])]
     if not cases:
         raise InputError([("", str(root), f"holds neither <case>/{image}.* nor a volume {' '.join(SUFFIXES)}")])
-    return cases
+    check_names(cases)
+    return sorted(cases, key=lambda case: case["case"])
 
 
 def root_folder(dataset_dir: str | Path) -> str:
