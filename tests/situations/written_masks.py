@@ -32,12 +32,12 @@ def same_name(scene: Scene) -> None:
 
 
 def listed(scene: Scene) -> None:
-    """A datalist elsewhere leads to scans through `..` and by an absolute path; names hold `..` and `/`."""
+    """A datalist elsewhere leads to scans through `..` and by an absolute path."""
     folder = scene.data.with_name("lists")
     folder.mkdir()
     images = [Path(case["image"]) for case in [*scene.cases["validation"], *scene.cases["training"]]]
     places = [str(images[0]), *(str(Path("..", image.relative_to(scene.data.parent))) for image in images[1:])]
-    records = [{"case": f"../{number}", "image": place} for number, place in enumerate(places)]
+    records = [{"case": f"scan{number}", "image": place} for number, place in enumerate(places)]
     content = {"training": [], "test": records} if scene.bundle == ENSEMBLE else {"unlabelled": records}
     (folder / "list.json").write_text(json.dumps(content), encoding="utf-8")
     scene.options["dataset_dir"] = str(folder / "list.json")
@@ -45,19 +45,19 @@ def listed(scene: Scene) -> None:
 
 def inside(scene: Scene, mask: Any) -> tuple[Path, Any]:
     """All masks are below the folder of results; named after the cases where a scan has several files."""
-    (outside,) = [{path.relative_to(scene.data.parent).parts[0] for path in scene.data.parent.rglob("*__?_tumour.*")}]
+    (outside,) = [{path.relative_to(scene.data.parent).parts[0] for path in scene.data.parent.rglob("scan?_tumour.*")}]
     assert outside <= {"run"}
     assert list(scene.data.rglob("*_seg.nii.gz")) == [] or scene.bundle != ENSEMBLE
     image = Path(scene.cases["validation"][0]["image"])
-    return image if scene.bundle == ENSEMBLE else image.with_name("__0.nii.gz"), mask
+    return image if scene.bundle == ENSEMBLE else image.with_name("scan0.nii.gz"), mask
 
 
 def one_slice(scene: Scene) -> None:
-    """A scan of one slice, whose header says nothing of its place."""
+    """A scan of one slice, whose header has a qform alone."""
     path = scene.cases["validation"][0]["image"]
     voxels = np.asarray(nibabel.load(path).dataobj)[..., 2:3]
     header = nibabel.Nifti1Header()
-    header["pixdim"][1:4] = 4, 4, 16
+    header.set_qform(np.diag([-4.0, -4.0, 16.0, 1.0]), code=1)
     nibabel.save(nibabel.Nifti1Image(voxels, None, header), path)
 
 
@@ -66,7 +66,7 @@ def of_one_slice(scene: Scene, _: Any) -> tuple[Path, Any]:
     scan = Path(scene.cases["validation"][0]["image"])
     (mask,) = map(nibabel.load, (scene.folder / "eval").rglob(f"{scan.name.removesuffix('.nii.gz')}_seg.nii.gz"))
     assert mask.shape == nibabel.load(scan).shape
-    assert mask.header["qform_code"] == mask.header["sform_code"] == 0
+    assert (mask.header["qform_code"], mask.header["sform_code"]) == (1, 0)
     np.testing.assert_array_equal(mask.header["pixdim"], nibabel.load(scan).header["pixdim"])
     return scan, np.asarray(mask.dataobj)
 
@@ -76,8 +76,8 @@ SITUATIONS = [
         "names with dots", dotted, Same(lambda scene, mask: (scene.data / "1.2.840.1.nrrd", mask)), bundles=[VNET]
     ),
     Situation(
-        "two scans of one name", same_name, Refused(["1.2.840.1", "its results would have the same"]), bundles=[VNET]
+        "two scans of one name", same_name, Refused(["1.2.840.1", "is ambiguous"]), bundles=[VNET]
     ),
-    Situation("one slice without a place", one_slice, Same(of_one_slice), bundles=NAMES[:1]),
+    Situation("one slice", one_slice, Same(of_one_slice), bundles=NAMES[:1]),
     Situation("a datalist of scans elsewhere", listed, Same(inside), bundles=[ENSEMBLE, LACHINOV]),
 ]
