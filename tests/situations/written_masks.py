@@ -14,7 +14,7 @@ import numpy as np
 from tests.conftest import NAMES
 from tests.situations import Refused, Same, Scene, Situation
 
-VNET, ENSEMBLE, LACHINOV = "vnet_atrial_mri", "ensemble_kd_kits_ct", "lachinov_distillation_brats_mri"
+VNET, LACHINOV = "vnet_atrial_mri", "lachinov_distillation_brats_mri"
 
 
 def dotted(scene: Scene) -> None:
@@ -22,6 +22,13 @@ def dotted(scene: Scene) -> None:
     for number, case in enumerate([*scene.cases["validation"], *scene.cases["training"]], start=1):
         shutil.move(case["image"], scene.data / f"1.2.840.{number}.nrrd")
         shutil.rmtree(Path(case["image"]).parent)
+
+
+def of_dotted(scene: Scene, mask: Any) -> tuple[Path, Any]:
+    """Every case has its whole name."""
+    rows = (scene.folder / "eval/report.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert sorted(row.split(",")[0] for row in rows) == [f"1.2.840.{number}" for number in range(1, len(rows) + 1)]
+    return scene.data / "1.2.840.1.nrrd", mask
 
 
 def same_name(scene: Scene) -> None:
@@ -38,18 +45,16 @@ def listed(scene: Scene) -> None:
     images = [Path(case["image"]) for case in [*scene.cases["validation"], *scene.cases["training"]]]
     places = [str(images[0]), *(str(Path("..", image.relative_to(scene.data.parent))) for image in images[1:])]
     records = [{"case": f"scan{number}", "image": place} for number, place in enumerate(places)]
-    content = {"training": [], "test": records} if scene.bundle == ENSEMBLE else {"unlabelled": records}
-    (folder / "list.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / "list.json").write_text(json.dumps({"unlabelled": records}), encoding="utf-8")
     scene.options["dataset_dir"] = str(folder / "list.json")
 
 
 def inside(scene: Scene, mask: Any) -> tuple[Path, Any]:
-    """All masks are below the folder of results; named after the cases where a scan has several files."""
-    (outside,) = [{path.relative_to(scene.data.parent).parts[0] for path in scene.data.parent.rglob("scan?_tumour.*")}]
-    assert outside <= {"run"}
-    assert list(scene.data.rglob("*_seg.nii.gz")) == [] or scene.bundle != ENSEMBLE
-    image = Path(scene.cases["validation"][0]["image"])
-    return image if scene.bundle == ENSEMBLE else image.with_name("scan0.nii.gz"), mask
+    """All masks are below the folder of results, named after their cases."""
+    masks = list(scene.data.parent.rglob("scan?_tumour.*"))
+    assert len(masks) == 5
+    assert all(path.is_relative_to(scene.folder / "eval") for path in masks)
+    return Path(scene.cases["validation"][0]["image"]).with_name("scan0.nii.gz"), mask
 
 
 def one_slice(scene: Scene) -> None:
@@ -72,12 +77,10 @@ def of_one_slice(scene: Scene, _: Any) -> tuple[Path, Any]:
 
 
 SITUATIONS = [
-    Situation(
-        "names with dots", dotted, Same(lambda scene, mask: (scene.data / "1.2.840.1.nrrd", mask)), bundles=[VNET]
-    ),
+    Situation("names with dots", dotted, Same(of_dotted), bundles=[VNET]),
     Situation(
         "two scans of one name", same_name, Refused(["1.2.840.1", "is ambiguous"]), bundles=[VNET]
     ),
     Situation("one slice", one_slice, Same(of_one_slice), bundles=NAMES[:1]),
-    Situation("a datalist of scans elsewhere", listed, Same(inside), bundles=[ENSEMBLE, LACHINOV]),
+    Situation("a datalist of scans elsewhere", listed, Same(inside), bundles=[LACHINOV]),
 ]
