@@ -141,7 +141,7 @@ REFUSED = {
     "--train#trainer#max_epochs -1": "--train#trainer#max_epochs: must be at least 1",
     "--val_interval 0": "--val_interval: must be at least 1",
     "--batch_size 0": "--batch_size: must be at least 1",
-    "--learning_rate -0.1": "--learning_rate: must be more than 0",
+    "--learning_rate -0.1": "--learning_rate: must be at least 0",
     "--seed -1": "--seed: must be at least 0",
     "--ema_momentum 1.5": "--ema_momentum: must be between 0 and 1",
     "--pixdim [0,1,1]": "--pixdim: must be more than 0",

@@ -14,7 +14,7 @@ import torch
 import yaml
 from ignite.engine import Engine
 
-from tests.conftest import NAMES, NamedPath
+from tests.conftest import NAMES, NamedPath, config_files
 from tests.runs import cases, copy, run
 from tools import REPO
 from vnet_atrial.record import record_run
@@ -52,8 +52,9 @@ def recorded(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: pyt
     folder = tmp_path_factory.mktemp("recorded")
     copy(tiny_weights(VNET), folder / "models")
     trackers = ["https://me:s@secret@host/x", "https://x.org?mail=a@b.c"]
-    settings = {"trackers": trackers, "max_epochs": 2, "learning_rate": 0.05}
-    run(VNET, "train", data=phantoms(VNET), folder=folder, **settings)
+    (folder / "overlay.json").write_text(json.dumps({"trackers": trackers}))
+    settings = {"config_file": [*config_files(VNET, "train"), str(folder / "overlay.json")], "learning_rate": 0.05}
+    run(VNET, "train", data=phantoms(VNET), folder=folder, max_epochs=2, **settings)
     run(VNET, "inference", data=phantoms(VNET), folder=folder)
     return folder
 
