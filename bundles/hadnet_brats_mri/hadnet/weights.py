@@ -119,7 +119,7 @@ def _tensors(content: Any) -> Iterator[tuple[str, torch.Tensor]]:
 def _rules_broken_by(found: torch.Tensor, expected: torch.Tensor) -> Iterator[str]:
     if found.shape != expected.shape:
         yield f"has shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    elif found.is_floating_point() != expected.is_floating_point() or found.is_complex() != expected.is_complex():
+    elif found.is_complex() or (expected.is_floating_point() and not found.is_floating_point()):
         yield f"is {found.dtype} instead of {expected.dtype}"
-    elif not torch.isfinite(found.to(expected.dtype)).all():
+    elif not torch.isfinite(found.to(expected.dtype) if expected.is_floating_point() else found).all():
         yield "holds NaN or infinite numbers"
