@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+
 from vnet_atrial.cases import InputError
 from vnet_atrial.weights import load_weights, read_tensors
 
@@ -32,7 +33,12 @@ def saved(path: Path, content: Any = GOOD) -> None:
 
 def compressed(path: Path) -> None:
     saved(path, {"weight": torch.zeros(1000, 1000)})
-    rezip(path, lambda z, members: [z.writestr(*item, zipfile.ZIP_DEFLATED) for item in members.items()][0])
+
+    def deflate(archive: zipfile.ZipFile, members: dict[str, bytes]) -> None:
+        for name, content in members.items():
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED)
+
+    rezip(path, deflate)
     assert path.stat().st_size < 50_000
 
 

@@ -95,9 +95,9 @@ def _scratch(folder: Path, name: str) -> Iterator[Path]:
     for left in folder.glob(f"{prefix}*"):
         with suppress(Timeout, OSError), FileLock(left / "lock", timeout=0):
             shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as made:
-        with FileLock(Path(made, "lock"), timeout=0):
-            yield Path(made)
+    made = tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True)
+    with made, FileLock(Path(made.name, "lock"), timeout=0):
+        yield Path(made.name)
 
 
 def _differences(release: Path, present: Path) -> list[str]:

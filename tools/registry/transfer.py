@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import Any
@@ -86,10 +87,9 @@ def _read(place: str, arrived: Queue[Any], stop: Event) -> None:
 
     def put(item: Any) -> None:
         while not stop.is_set():
-            try:
-                return arrived.put(item, timeout=1)
-            except Full:
-                continue
+            with suppress(Full):
+                arrived.put(item, timeout=1)
+                break
 
     try:
         with build_opener(_Redirects).open(place, timeout=WINDOW) as response:

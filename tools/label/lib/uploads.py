@@ -1,0 +1,107 @@
+"""What clients send as scans and labels: looked at before it is read, and read before it is stored."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from fastapi import HTTPException
+from monai.transforms import LoadImage
+from SimpleITK import ImageFileReader
+
+from .values import ENDINGS, is_name
+
+__all__ = ["check_label", "check_new_name", "check_size", "label_values", "remove_others"]
+
+LARGEST_VOLUME = 2**30  # voxels, all channels
+
+
+def label_values(config: object) -> Iterator[set[int]]:
+    """The sets of values that the checks of a training allow label maps, from all of its config."""
+    if isinstance(config, Mapping):
+        named = config.get("label_values")
+        yield from map(set, named if isinstance(named, list) else ())
+    for part in config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ():
+        yield from label_values(part)
+
+
+def check_size(file: str, *, what: str, voxels: int = LARGEST_VOLUME) -> None:
+    """Reads the header of a volume.
+
+    Args:
+        file: the volume.
+        what: what it is, for messages.
+        voxels: the largest number that it may have.
+
+    Raises:
+        HTTPException: 400, it is of no known kind, has no readable header, or more than `voxels`.
+    """
+    if not file.endswith(ENDINGS):
+        raise HTTPException(400, f"the {what} is not stored, its name must end in {', '.join(ENDINGS)}")
+    reader = ImageFileReader()
+    reader.SetFileName(file)
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise HTTPException(400, f"the {what} cannot be read: {str(error).splitlines()[-1]}") from error
+    found = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    if found > voxels:
+        raise HTTPException(400, f"the {what} is not stored, it has {found:,} voxels, more than {voxels:,}")
+
+
+def check_label(label: str, image: str, *, values: Collection[set[int]]) -> None:
+    """Compares a label map with the scan that it is for.
+
+    Args:
+        label: file of the label map.
+        image: file of the scan, or folder of a DICOM series.
+        values: sets of values, of one of which a label map may have a part.
+
+    Raises:
+        HTTPException: 400, it is no readable NIfTI or NRRD file, the grids differ, or the values are not those of one
+            of `values`.
+    """
+    read = LoadImage(image_only=True)
+    check_size(label, what="label")
+    scan = read(image)
+    check_size(label, what="label", voxels=math.prod(scan.shape[:3]))
+    try:
+        mask = read(label)
+    except Exception as error:
+        raise HTTPException(status_code=400, detail=f"the label cannot be read: {error}") from error
+    problem, found = "", {*torch.unique(mask.as_tensor()).tolist()}
+    if mask.shape != scan.shape[:3]:
+        problem = f"shape {[*mask.shape]} differs from the image's, {[*scan.shape[:3]]}"
+    elif not torch.allclose(mask.affine.double(), scan.affine.double(), rtol=0, atol=1e-2):
+        problem = "its affine differs from the image's: it is on another grid"
+    elif not any(found <= allowed for allowed in values):
+        text = " or ".join(sorted({str(sorted(allowed)) for allowed in values}))
+        problem = f"label values must be among {text}, found {sorted(found)[:10]}"
+    if problem:
+        raise HTTPException(status_code=400, detail=f"the label is not stored, {problem}")
+
+
+def check_new_name(name: str, present: Iterable[str]) -> None:
+    """Refuses an id for a new scan that is none, or that of one there, on any system.
+
+    Raises:
+        HTTPException: 400.
+    """
+
+    def key(text: str) -> str:
+        return unicodedata.normalize("NFKC", text).casefold()
+
+    if not is_name(name):
+        raise HTTPException(400, f"{name!r} is no name for a scan")
+    if key(name) in map(key, present):
+        raise HTTPException(400, f"there is a scan {name} already, it stays as it is")
+
+
+def remove_others(folder: Path, name: str, *, kept: str) -> None:
+    """Removes the files of an older label under the other endings, which a restart of the server would find."""
+    for ending in ENDINGS:
+        if not kept.endswith(ending) or (ending == ".nii" and kept.endswith(".nii.gz")):
+            (folder / f"{name}{ending}").unlink(missing_ok=True)
