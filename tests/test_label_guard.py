@@ -216,19 +216,22 @@ def test_what_viewers_send_passes() -> None:
     assert found("/session/", files={"files": "tmp1.nii.gz"}) == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *[("device", value) for value in ("$import os", "@network", "%train", {"_target_": "os.system"}, 3, ["$1"])],
-        *[("model_filename", value) for value in ("../model.pt", "/tmp/x.pt", "$x.pt", "model.pkl", [], {})],
-        *[("run_id", value) for value in ("$1", "initialize", ["run"], {"a": 1})],
-        *[("max_epochs", value) for value in ("$1", "50", 0, -1, 1.5, True, None, [1], float("inf"))],
-        *[("val_split", value) for value in (float("nan"), 1, "0.2", True)],
-        *[("tracking_uri", value) for value in ("http://elsewhere", "$1", "/tmp")],
-        *[("tracking", "$1"), ("tracking_experiment_name", "$1"), ("gpus", "0;rm"), ("pretrained", "$True")],
-        *[("bundle_root", "/tmp"), ("train#trainer#max_epochs", 1), ("_target_", "os.system"), ("bundle_path", "/tmp")],
-    ],
-)
+ILL: dict[str, list[Any]] = {
+    "device": ["$import os", "@network", "%train", {"_target_": "os.system"}, 3, ["$1"]],
+    "model_filename": ["../model.pt", "/tmp/x.pt", "$x.pt", "model.pkl", [], {}],
+    "run_id": ["$1", "initialize", ["run"], {"a": 1}],
+    "max_epochs": ["$1", "50", 0, -1, 1.5, True, None, [1], float("inf")],
+    "val_split": [float("nan"), 1, "0.2", True],
+    "tracking_uri": ["http://elsewhere", "$1", "/tmp"],
+    "tracking": ["$1"],
+    "tracking_experiment_name": ["$1"],
+    "gpus": ["0;rm"],
+    "pretrained": ["$True"],
+    **{name: ["/tmp"] for name in ("bundle_root", "bundle_path", "train#trainer#max_epochs", "_target_", "image")},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ILL.items() for value in values])
 def test_options_that_no_config_may_see(name: str, value: Any) -> None:
     text = found("/train/a", body={name: value})
     assert name in text

@@ -338,7 +338,6 @@ def huge(handler: BaseHTTPRequestHandler) -> None:
 
 
 def leading_away(handler: BaseHTTPRequestHandler) -> None:
-    handler._headers_buffer.clear()
     handler.send_response(302)
     handler.send_header("Location", "ftp://127.0.0.1/")
     handler.end_headers()
@@ -360,7 +359,8 @@ def test_servers_that_send_badly(kind: str, home: Path, monkeypatch: pytest.Monk
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            if send is not leading_away:
+                self.send_response(200)
             with suppress(OSError):
                 send(self)
 

@@ -91,7 +91,7 @@ EXPANDING: dict[str, tuple[Callable[[Path], None], str]] = {
         "content is larger than",
     ),
     "sparse": (
-        lambda path: saved(path, torch.sparse_coo_tensor([[0]], [1.0], (10**12,))),
+        lambda path: saved(path, torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1), (10**12,))),
         "asks for torch._utils._rebuild_sparse_tensor",
     ),
     "meta": (lambda path: saved(path, torch.zeros(10**10, device="meta")), "_rebuild_meta_tensor_no_storage"),

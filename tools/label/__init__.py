@@ -90,9 +90,7 @@ def label(
     for name, value in {**settings, **conf}.items():
         command += ["--conf", name, str(value)]
     if not token and host not in ("127.0.0.1", "localhost", "::1"):
-        logger.warning(
-            "WARNING: everybody who reaches %s:%s can see all scans and change labels: give --token", host, port
-        )
+        logger.warning("WARNING: whoever reaches %s:%s sees all scans and changes labels: give --token", host, port)
     logger.info("Starting MONAI Label at http://%s:%s/ (stop it with Ctrl+C)\n%s", host, port, " ".join(command))
     sys.stdout.flush()
     # Its own programs (torchrun, itkimage2segimage) are found by name.

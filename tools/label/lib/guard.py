@@ -82,13 +82,13 @@ class Guard:
             check_path(scope)
             limit = largest(headers)
             if self.token and scope["path"].rstrip("/") in ("/auth", "/auth/token"):
-                return await self.log_in(scope, receive, send)
+                return await self._log_in(scope, receive, send)
             cookie = self.check_token(scope, headers)
         except RequestError as refusal:
-            return await answer(send, refusal.status, {"detail": str(refusal)})
+            return await _answer(send, refusal.status, {"detail": str(refusal)})
         if self.token and scope["path"].rstrip("/") == "/auth/token/valid":
-            return await answer(send, 200, {"username": "annotator"})
-        return await self.pass_on(scope, receive, send, limit=limit, cookie=cookie)
+            return await _answer(send, 200, {"username": "annotator"})
+        return await self._pass_on(scope, receive, send, limit=limit, cookie=cookie)
 
     def check_host(self, scope: Scope, headers: dict[str, str]) -> None:
         """Refuses a name that is not the server's, also one that stands for its address."""
@@ -135,10 +135,10 @@ class Guard:
         """Whether it is the token; how long that takes does not tell how much of it is right."""
         return hmac.compare_digest(sent.encode(), self.token.encode())
 
-    async def log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What MONAI Label's client and 3D Slicer ask; any user name goes, the password is the token."""
         if scope["path"].rstrip("/") == "/auth":
-            return await answer(send, 200, {"enabled": True, "client_id": "monailabel-app", "realm": ""})
+            return await _answer(send, 200, {"enabled": True, "client_id": "monailabel-app", "realm": ""})
         body = b""
         while len(body) <= LARGEST_FORM and (message := await receive())["type"] == "http.request":
             body += message.get("body", b"")
@@ -146,10 +146,10 @@ class Guard:
                 break
         sent = parse_qs(body[:LARGEST_FORM].decode("latin-1")).get("password", [""])[0]
         if not self.is_token(sent):
-            return await answer(send, 401, {"detail": "the password is the token that the server was started with"})
-        return await answer(send, 200, {"access_token": self.token, "token_type": "Bearer"})
+            return await _answer(send, 401, {"detail": "the password is the token that the server was started with"})
+        return await _answer(send, 200, {"access_token": self.token, "token_type": "Bearer"})
 
-    async def pass_on(self, scope: Scope, receive: Receive, send: Send, *, limit: int, cookie: bool) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, *, limit: int, cookie: bool) -> None:
         """Lets the request pass as long as its body is not larger than it may be."""
         size, begun = 0, False
 
@@ -177,7 +177,7 @@ class Guard:
             if size <= limit:
                 raise
         if size > limit and not begun:
-            await answer(send, 413, {"detail": f"the request has more than {limit:,} bytes"})
+            await _answer(send, 413, {"detail": f"the request has more than {limit:,} bytes"})
 
 
 def check_path(scope: Scope) -> None:
@@ -203,7 +203,7 @@ def largest(headers: dict[str, str]) -> int:
     return limit
 
 
-async def answer(send: Send, status: int, content: object) -> None:
+async def _answer(send: Send, status: int, content: object) -> None:
     """Sends JSON."""
     body = json.dumps(content).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -6,11 +6,12 @@ import math
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import SimpleITK
 import torch
 from fastapi import HTTPException
 from monai.transforms import LoadImage
-from SimpleITK import ImageFileReader
 
 from .values import ENDINGS, is_name
 
@@ -41,7 +42,7 @@ def check_size(file: str, *, what: str, voxels: int = LARGEST_VOLUME) -> None:
     """
     if not file.endswith(ENDINGS):
         raise HTTPException(400, f"the {what} is not stored, its name must end in {', '.join(ENDINGS)}")
-    reader = ImageFileReader()
+    reader: Any = SimpleITK.ImageFileReader()  # type: ignore[no-untyped-call]
     reader.SetFileName(file)
     try:
         reader.ReadImageInformation()
