@@ -113,6 +113,13 @@ BAD = {
         "models/model.pt is no plain state dict: .* it asks for torch.nn.modules.conv.Conv3d",
         "Weights only load failed",
     ),
+    "weights that are NaN": Bad(
+        lambda dist: rewrite(
+            dist, with_weights({"weight": torch.full((2, 1, 1, 1, 1), torch.nan), "bias": torch.zeros(2)})
+        ),
+        "models/model.pt: weight .* is NaN, infinite or complex",
+        "loads",
+    ),
     "a nested checkpoint": Bad(
         lambda dist: rewrite(dist, with_weights({"model": torch.nn.Conv3d(1, 2, 1).state_dict(), "epoch": 1})),
         "models/model.pt is no plain state dict: .*the file holds model, epoch",

@@ -24,8 +24,8 @@ LARGEST_TEXTS = 2**28  # bytes that texts may take if every step repeats the lon
 _LEGACY_PICKLES = 5  # that torch wrote before it wrote zips
 # What dense tensors, numbers and texts need; other things that `weights_only` lets pass can grow in memory.
 _PLAIN = re.compile(
-    r"collections (OrderedDict|Counter|defaultdict)|torch\.storage \w+|torch (Size|device|\w+Storage|bool|[a-z]+\d+\w*)"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|torch\.nn\.parameter Parameter"
+    r"collections (OrderedDict|Counter|defaultdict)|torch (Size|device|\w+Storage|bool|[a-z]+\d+\w*)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.parameter Parameter"
     r"|_codecs encode|numpy(\.\S+)? \w+"
 )
 _GROWING_CODECS = {"hex", "base64", "uu", "quopri", "quotedprintable"}

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,12 +26,16 @@ from lib.guard import Guard  # type: ignore[import-not-found]  # beside the copy
 from lib.uploads import (  # type: ignore[import-not-found]
     check_label,
     check_new_name,
+    check_scan,
     check_size,
+    check_weights,
+    copy_whole,
     label_values,
     remove_others,
 )
 from lib.values import problems  # type: ignore[import-not-found]
 from monai.bundle import ConfigParser
+from monailabel.datastore import local  # type: ignore[import-not-found]
 from monailabel.endpoints.user.auth import DEFAULT_USER, get_current_user  # type: ignore[import-not-found]
 from monailabel.interfaces.app import MONAILabelApp  # type: ignore[import-not-found]
 from monailabel.interfaces.exception import MONAILabelException  # type: ignore[import-not-found]
@@ -135,20 +140,6 @@ def protect(application: FastAPI, *, origins: Sequence[str], hosts: Sequence[str
     application.middleware_stack = None  # made at the next request
 
 
-def check_scan(folder: Path, image: str) -> None:
-    """Runs the checks of a bundle's inference on one scan, as its command line does; MONAI Label knows none.
-
-    Raises:
-        InputError: of the bundle, what is wrong with the scan.
-    """
-    config = next(path for ending in ("json", "yaml") if (path := folder / f"configs/inference.{ending}").is_file())
-    parser = ConfigParser()
-    parser.read_config(config)
-    parser.update({"bundle_root": str(folder), "dataset_dir": image, "device": "cpu"})
-    for name in [key for key in parser.config if key.startswith("check_")]:
-        parser.get_parsed_content(name)
-
-
 OPERATORS = load_torchvision(lambda: importlib.import_module("torchvision"))
 
 
@@ -193,6 +184,7 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
         """The store of scans and labels; a label that does not fit its scan never takes the place of one that does."""
         store = super().init_datastore()
         save, add = store.save_label, store.add_image
+        local.shutil = SimpleNamespace(copy=copy_whole)  # all that the store takes from there
 
         def save_label(image_id: str, label_filename: str, label_tag: str, *args: Any, **kwargs: Any) -> Any:
             try:
@@ -235,6 +227,8 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
                     raise HTTPException(400, f"{image} is a file of the server, too: start it in another folder")
                 if Path(image).is_absolute() and Path(image).is_file():
                     check_size(image, what="scan")
+                task = self._infers[model]
+                check_weights(self.folder / model, task.network, name=request.get("model_filename"))
                 check_scan(self.folder / model, self._path(image, datastore or self.datastore()))
             return super().infer(request, datastore)
         except Exception as error:

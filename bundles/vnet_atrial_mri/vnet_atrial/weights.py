@@ -21,8 +21,8 @@ LARGEST_PICKLE = 2**24  # bytes of names, shapes and numbers; the tensors lie be
 _LEGACY_PICKLES = 5  # that torch wrote before it wrote zips
 # What `torch.save` needs for dense tensors in dicts and lists; what else `weights_only` lets pass can grow in memory.
 _PLAIN = re.compile(
-    r"collections (OrderedDict|Counter|defaultdict)|torch\.storage \w+|torch (Size|device|\w+Storage|bool|[a-z]+\d+\w*)"
-    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)|torch\.nn\.parameter Parameter"
+    r"collections (OrderedDict|Counter|defaultdict)|torch (Size|device|\w+Storage|bool|[a-z]+\d+\w*)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.parameter Parameter"
 )
 
 

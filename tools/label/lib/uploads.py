@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import math
+import shutil
+import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import SimpleITK
 import torch
 from fastapi import HTTPException
+from monai.bundle import ConfigParser
 from monai.transforms import LoadImage
 
 from .values import ENDINGS, is_name
 
-__all__ = ["check_label", "check_new_name", "check_size", "label_values", "remove_others"]
+__all__ = ["check_label", "check_new_name", "check_scan", "check_size", "check_weights", "copy_whole", "label_values"]
+__all__ += ["remove_others"]
 
 LARGEST_VOLUME = 2**30  # voxels, all channels
+_GOOD: set[tuple[str, int]] = set()  # files of weights that were checked, and when they were written
 
 
 def label_values(config: object) -> Iterator[set[int]]:
@@ -83,6 +91,53 @@ def check_label(label: str, image: str, *, values: Collection[set[int]]) -> None
         problem = f"label values must be among {text}, found {sorted(found)[:10]}"
     if problem:
         raise HTTPException(status_code=400, detail=f"the label is not stored, {problem}")
+
+
+def check_scan(folder: Path, image: str) -> None:
+    """Runs the checks of a bundle's inference on one scan, as its command line does; MONAI Label knows none.
+
+    Raises:
+        InputError: of the bundle, what is wrong with the scan.
+    """
+    config = next(path for ending in ("json", "yaml") if (path := folder / f"configs/inference.{ending}").is_file())
+    parser = ConfigParser()
+    parser.read_config(config)
+    parser.update({"bundle_root": str(folder), "dataset_dir": image, "device": "cpu"})
+    for name in [key for key in parser.config if key.startswith("check_")]:
+        parser.get_parsed_content(name)
+
+
+def check_weights(folder: Path, network: torch.nn.Module, *, name: str | list[str] | None) -> None:
+    """Runs a bundle's own checks of weights, as its command line does; MONAI Label takes what `torch.load` returns.
+
+    Args:
+        folder: the bundle.
+        network: what they are for; it stays as it is.
+        name: the file, or a list that begins with it; none: `model.pt`.
+
+    Raises:
+        InputError: of the bundle, what is wrong with the weights.
+    """
+    file = folder / "models" / ((name[0] if isinstance(name, list) else name) or "model.pt")
+    key = (str(file), file.stat().st_mtime_ns if file.is_file() else 0)
+    if key not in _GOOD and (modules := [*folder.glob("*/weights.py")]):
+        sys.path.insert(0, str(folder))
+        try:
+            module = importlib.import_module(f"{modules[0].parent.name}.weights")
+        finally:
+            sys.path.remove(str(folder))
+        module.load_weights(copy.deepcopy(network), file)
+        _GOOD.add(key)
+
+
+def copy_whole(source: str, target: str) -> None:
+    """Copies a file so that `target` holds the old one or the new one, whenever the server dies or the disk is full."""
+    partial = Path(target).with_name(f".partial-{uuid4().hex}")  # of an ending that the store does not look for
+    try:
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_new_name(name: str, present: Iterable[str]) -> None:
