@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,36 @@ def test_numpy_scalars_load(tmp_path: Path) -> None:
     assert isinstance(loaded, dict)
     assert loaded["scalars"] == scalars
     assert [type(value) for value in loaded["scalars"]] == [type(value) for value in scalars]
+
+
+def deflated(path: Path) -> None:
+    torch.save({"w": torch.zeros(1000, 1000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def doubling(path: Path) -> None:
+    """NumPy's scalars need the function that this legacy file calls with a codec that doubles."""
+    path.write_bytes(b"\x80\x02c_codecs\nencode\nC\x04abcdX\x03\x00\x00\x00hex\x86R.")
+
+
+EXPANDING: dict[str, tuple[Callable[[Path], None], str]] = {
+    "compressed": (deflated, "data.pkl in it: compressed"),
+    "strides": (lambda path: torch.save({"w": torch.zeros(1).expand(10**5, 10**5)}, path), "w is larger than what"),
+    "sparse": (
+        lambda path: torch.save(torch.sparse_coo_tensor(torch.zeros(1, 1), torch.ones(1), (10**12,)), path),
+        "it asks for torch._utils._rebuild_sparse_tensor",
+    ),
+    "codec": (doubling, "it asks for the codec hex"),
+}
+
+
+@pytest.mark.parametrize("name", EXPANDING)
+def test_small_files_that_expand_are_refused(name: str, tmp_path: Path) -> None:
+    make, reason = EXPANDING[name]
+    make(tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match=rf"bad\.pt: not a torch file of tensors.*, .*{reason}"):
+        read_checkpoint(tmp_path / "bad.pt")

@@ -276,3 +276,13 @@ def test_golden_rule() -> None:
     expected = [*scaled, 1 + 0.25 * abs(first[5])]
     assert [state[name].flatten()[0].item() for name in names] == pytest.approx(expected, rel=1e-6)
     assert reference_state([("a.bn.num_batches_tracked", ())])["a.bn.num_batches_tracked"].dtype == torch.int64
+
+
+def test_weights_that_are_no_finite_real_numbers(key_map: KeyMap, theirs: dict[str, torch.Tensor]) -> None:
+    wrong = {"first.b": torch.tensor([1, torch.nan]), "second.w": torch.ones(2, dtype=torch.int64)}
+    wrong["dead.w"] = torch.ones(4, dtype=torch.complex64)
+    for name, tensor in wrong.items():
+        with pytest.raises(ValueError, match=rf"no finite numbers of the right kind \(1\): {name} \({tensor.dtype}\)"):
+            key_map.to_ours(theirs | {name: tensor})
+    halves = {name: tensor.half() for name, tensor in theirs.items()}
+    assert key_map.to_ours(halves)["0.bias"].dtype == torch.float16

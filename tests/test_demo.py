@@ -132,9 +132,40 @@ def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tm
     gate.touch()
     run(plan, progress, version="2")
     assert trace.read_text() == "accab"
-    assert not progress.exists()
-    run(plan, progress, version="1")
+    run(plan, progress, version="2")
+    assert trace.read_text() == "accab"
+    progress.unlink()
+    run(plan, progress, version="2")
     assert trace.read_text() == "accabab"
+
+
+def test_a_demo_that_died_while_it_drew_goes_on_with_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, full = tmp_path / "trace", [True]
+    recipe: dict[str, Any] = {"data": {"title": "t"}, "legend": ""}
+
+    def draw(*args: Any, **options: Any) -> list[Path]:
+        if full.pop():
+            raise OSError(28, "No space left on device")
+        return []
+
+    plan = [python(f"open({str(trace)!r}, 'a').write('trained')")]
+    stubs: dict[str, Any] = {
+        "_recipe": lambda _: (tmp_path, recipe),
+        "prepare_data": lambda *args, **options: {},
+        "stages": lambda *args, **options: plan,
+        "collect": lambda *args: [{"case": "a", "dice": "1"}],
+        "write_results": draw,
+        "leave_bundle": lambda *args, **options: tmp_path,
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(f"tools.demo.{name}", stub)
+    full[:] = [False, False, True]
+    with pytest.raises(OSError, match="No space left"):
+        demo("b", data="d", output=str(tmp_path / "out"))
+    demo("b", data="d", output=str(tmp_path / "out"))
+    assert trace.read_text() == "trained"
+    demo("b", data="d", output=str(tmp_path / "out"))
+    assert trace.read_text() == "trainedtrained"
 
 
 def test_training_states_are_set_aside_where_a_plan_starts_anew(tmp_path: Path) -> None:
@@ -162,7 +193,7 @@ def test_stage_renews_its_folder(tmp_path: Path) -> None:
     old.touch()
     run([python("1")], tmp_path / "progress.json", version="1")
     assert old.exists()
-    run([python("1")._replace(renews=old.parent)], tmp_path / "progress.json", version="1")
+    run([python("1")._replace(renews=old.parent)], tmp_path / "progress.json", version="2")
     assert not old.exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def test_copies_what_a_server_needs(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, weights=weights)
     assert prepare(str(tmp_path / "app"), bundles=[str(bundle)]) == ["toy"]
     assert names(tmp_path / "app") == [
+        *(f"lib/{name}.py" for name in ("__init__", "guard", "uploads", "values")),
         "main.py",
         "model/toy/configs/metadata.json",
         "model/toy/configs/train.yaml",
@@ -123,12 +125,13 @@ def test_errors(tmp_path: Path) -> None:
         label(str(tmp_path / "absent"), environment=str(tmp_path))
 
 
-def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The server takes the place of this process; its programs are found before others of the same name."""
     started: dict[str, Any] = {}
 
     def execve(path: str, words: list[str], environment: dict[str, str]) -> None:
         started.update(path=path, words=words, first=environment["PATH"].split(os.pathsep)[0])
+        started.update(token=environment["LABEL_TOKEN"])
 
     monkeypatch.setattr(os, "execve", execve)
     (tmp_path / "bin").mkdir()
@@ -144,5 +147,16 @@ def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *(python, "-m", "monailabel.main", "start_server", "--app", app, "--studies", str(tmp_path)),
         *("--host", "127.0.0.1", "--port", "8000", "--conf", "models", "a,b"),
         *("--conf", "origins", "http://127.0.0.1:8000,http://localhost:8000,http://viewer:3000"),
-        *("--conf", "skip_trainers", "True"),
+        *("--conf", "hosts", f"127.0.0.1,{socket.gethostname()},{socket.getfqdn()}", "--conf", "skip_trainers", "True"),
     ]
+    assert started["token"] == ""
+    assert "WARNING" not in caplog.text
+    label(str(tmp_path), app=app, environment=str(tmp_path), host="0.0.0.0", **chosen)
+    assert "WARNING: whoever reaches 0.0.0.0:8000 sees all scans and changes labels: give --token" in caplog.text
+    caplog.clear()
+    label(str(tmp_path), app=app, environment=str(tmp_path), host="0.0.0.0", token="secret-token", **chosen)
+    assert started["token"] == "secret-token"
+    assert "secret-token" not in started["words"]
+    assert "WARNING" not in caplog.text
+    with pytest.raises(ValueError, match="the token must be at least 8 letters, digits, - or _"):
+        label(str(tmp_path), token="short")

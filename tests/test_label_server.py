@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,12 +138,11 @@ def test_refusal_says_why(bundle: str, image: str, status: int, text: str, serve
 
 @nightly
 def test_pages_of_other_sites_read_nothing(server: LabelServer) -> None:
-    """A browser gives them an answer only if a header of it allows their origin."""
-    for origin, allowed in {"http://elsewhere.example": None, server.url: server.url}.items():
-        request = urllib.request.Request(f"{server.url}/info/", headers={"Origin": origin})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            assert answer.status == 200
-            assert answer.headers["Access-Control-Allow-Origin"] == allowed
+    """They are refused; the server's own may read."""
+    assert ask("GET", f"{server.url}/info/", Origin="http://elsewhere.example")[0] == 403
+    request = urllib.request.Request(f"{server.url}/info/", headers={"Origin": server.url})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.headers["Access-Control-Allow-Origin"] == server.url
 
 
 def test_label_that_does_not_fit_is_not_stored(server: LabelServer) -> None:
@@ -171,6 +171,56 @@ def test_label_that_does_not_fit_is_not_stored(server: LabelServer) -> None:
     assert ask("DELETE", f"{server.url}/datastore/label?id={image}&tag=final")[0] == 200
 
 
+def multipart(url: str, method: str, params: str, field: str = "", name: str = "", content: bytes = b"") -> Any:
+    """Status and text of the answer to a form with `params` and perhaps a file."""
+    parts = [b'Content-Disposition: form-data; name="params"\r\n\r\n' + params.encode()]
+    if field:
+        parts.append(f'Content-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode() + content)
+    body = b"".join(b"--x\r\n" + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    return ask(method, url, body, **{"Content-Type": "multipart/form-data; boundary=x"})
+
+
+def test_what_a_request_may_not_say(server: LabelServer) -> None:
+    """Paths out of the study folder, files that are no volumes, values that configs would compute, broken options."""
+    image, url, ran = image_of(PLAIN), server.url, server.folder / "ran"
+    scan = (Path(server.studies) / f"{image}.nii.gz").read_bytes()
+    before = {path: path.read_bytes() for path in Path(server.studies).rglob("*.n*")}  # all but the store's own list
+    label, infer = f"{url}/datastore/label?image={image}", f"{url}/infer/{PLAIN}?image={image}&output=json"
+    add = f"{url}/datastore/image?image="
+    code = json.dumps({"device": f"$__import__('os').mkdir({str(ran)!r})"})
+    as_json = {"Content-Type": "application/json"}
+    stored: dict[str, Any] = {
+        "tag '../../x' is no name": multipart(f"{label}&tag=..%2F..%2Fx", "PUT", "{}", "label", "a.nii.gz", scan),
+        "image '../x' is no name": multipart(f"{add}..%2Fx", "PUT", "{}", "file", "a.nii", scan),
+        "file 'main.py' must be a plain": multipart(f"{add}m", "PUT", "{}", "file", "main.py"),
+        "file 'a.txt' must be a plain": multipart(f"{label}&tag=final", "PUT", "{}", "label", "a.txt", b"no label"),
+        "the label cannot be read": multipart(f"{label}&tag=final", "PUT", "{}", "label", "a.nrrd", b"no label"),
+        "stays as it is": multipart(f"{add}{image.upper()}", "PUT", "{}", "file", "a.nii.gz", scan),
+        "the scan cannot be read": multipart(f"{add}n", "PUT", "{}", "file", "a.nii.gz", b"no"),
+        "device may not be": multipart(infer, "POST", code),
+        "params is not JSON": multipart(infer, "POST", "{"),
+        "no option 'image'": multipart(infer, "POST", '{"image": "/etc/passwd"}'),
+        "image '/etc/passwd' is no name": multipart(f"{url}/infer/{PLAIN}?image=/etc/passwd", "POST", "{}"),
+        "session_id '../x' is none": multipart(f"{url}/infer/{PLAIN}?session_id=../x", "POST", "{}"),
+        "archives are not unpacked": multipart(f"{url}/session/?uncompress=1", "PUT", "{}", "files", "a.nii.gz", scan),
+        "$__import__('os').mkdir(": ask("POST", f"{url}/train/{PLAIN}?run_sync=true", code.encode(), **as_json),
+        "no option 'bundle_root'": ask("POST", f"{url}/train/{PLAIN}", b'{"bundle_root": "/tmp"}', **as_json),
+    }
+    for reason, (status, text) in stored.items():
+        assert status == 400, text
+        assert reason in text
+    page = {"Origin": "http://evil.example", "Content-Type": "text/plain"}
+    for method, path in (("POST", f"train/{PLAIN}"), ("PUT", "datastore/label"), ("POST", "infer/a"), ("GET", "info/")):
+        assert ask(method, f"{url}/{path}", b"{}" if method != "GET" else None, **page)[0] == 403
+    assert ask("GET", f"{url}/info/", Host="evil.example:8000")[0] == 403
+    assert ask("DELETE", f"{url}/datastore/image?id={image}")[0] == 403
+    status, text = ask("GET", f"{url}/datastore/image/info?image=nobody")
+    assert status < 500, text
+    assert not ran.exists()
+    assert {path: path.read_bytes() for path in Path(server.studies).rglob("*.n*")} == before
+    assert not list(server.folder.glob("x*"))
+
+
 @nightly
 @pytest.mark.parametrize("bundle", [bundle for bundle in NAMES if "too_large" in facts(bundle)])
 def test_a_scan_larger_than_the_network_sees_is_refused(bundle: str, server: LabelServer) -> None:
@@ -179,8 +229,13 @@ def test_a_scan_larger_than_the_network_sees_is_refused(bundle: str, server: Lab
     for sequence in (first, *recipe(bundle)["beside"]):
         small = nibabel.load(Path(server.studies) / f"{beside(bundle, image_of(bundle), sequence)}.nii.gz")
         large = nibabel.Nifti1Image(np.pad(voxels(small), ((40, 40),) * 3, mode="edge") + 1, small.affine)
-        nibabel.save(large, server.folder / f"large_{sequence}.nii.gz")
-    assert facts(bundle)["too_large"] in server.refusal(bundle, str(server.folder / f"large_{first}.nii.gz"))
+        nibabel.save(large, Path(server.studies) / f"large_{sequence}.nii.gz")
+    end = time.monotonic() + 30
+    while "there is no image" in (told := server.refusal(bundle, f"large_{first}")) and time.monotonic() < end:
+        time.sleep(0.3)  # the server sees new files a moment later
+    for sequence in (first, *recipe(bundle)["beside"]):
+        (Path(server.studies) / f"large_{sequence}.nii.gz").unlink()
+    assert facts(bundle)["too_large"] in told
 
 
 @nightly
@@ -215,6 +270,6 @@ def test_weights_of_another_network_are_refused(server: LabelServer) -> None:
     before = file.read_bytes()
     file.write_bytes((server.bundle(OTHER) / "models/model.pt").read_bytes())
     try:
-        assert "Error(s) in loading state_dict for " in server.refusal(PLAIN, image_of(PLAIN))
+        assert "does not fit the chosen " in server.refusal(PLAIN, image_of(PLAIN))
     finally:
         file.write_bytes(before)

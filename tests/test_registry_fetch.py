@@ -5,16 +5,23 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import copy as copy_of
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
 import monai.bundle
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.registry_files import copy, resign, rewrite, toy_bundle, toy_registry
 from tests.registry_servers import serving_folder
@@ -105,6 +112,13 @@ BAD = {
         lambda dist: rewrite(dist, with_weights(torch.nn.Conv3d(1, 2, 1))),
         "models/model.pt is no plain state dict: .* it asks for torch.nn.modules.conv.Conv3d",
         "Weights only load failed",
+    ),
+    "weights that are NaN": Bad(
+        lambda dist: rewrite(
+            dist, with_weights({"weight": torch.full((2, 1, 1, 1, 1), torch.nan), "bias": torch.zeros(2)})
+        ),
+        "models/model.pt: weight .* is NaN, infinite or complex",
+        "loads",
     ),
     "a nested checkpoint": Bad(
         lambda dist: rewrite(dist, with_weights({"model": torch.nn.Conv3d(1, 2, 1).state_dict(), "epoch": 1})),
@@ -254,3 +268,133 @@ def test_server_that_breaks_off(dist: Path, address: str, home: Path) -> None:
     with pytest.raises(ValueError, match=r"toy_v0.1.0.zip.sha256: cannot be read, HTTP Error 404"):
         fetch("toy", source=address, bundle_dir=str(home))
     assert list(home.iterdir()) == []
+
+
+ODD = {
+    "the same name in another case": ("toy/license", "on some systems the same file as toy/LICENSE"),
+    "a device of Windows": ("toy/docs/con.txt", "Windows has no such name"),
+    "a dot at the end": ("toy/docs./a", "Windows has no such name"),
+    "a stream of a file": ("toy/docs/a:b", "Windows has no such name"),
+    "letters that are not composed": ("toy/docs/e\u0301", "not composed"),
+    "a long name": (f"toy/{'a' * 201}", "the name is too long"),
+    "a long path": (f"toy/{'a/' * 101}b", "the name is too long"),
+    "an end inside of the name": ("toy/docs/a\0b", "Windows has no such name"),
+    "a path of Windows": ("toy\\docs\\a", "or one of another system"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_names_that_are_not_one_file_everywhere(kind: str, dist: Path, home: Path) -> None:
+    name, reason = ODD[kind]
+
+    def add(members: Members) -> dict[Any, bytes]:
+        entry = zipfile.ZipInfo("toy/x")
+        entry.filename = name
+        return {**members, entry: b""}
+
+    rewrite(dist, add)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        fetch("toy", source=str(dist), bundle_dir=str(home))
+    assert list(home.iterdir()) == []
+
+
+def test_members_that_share_their_bytes(dist: Path, home: Path) -> None:
+    """A small zip whose directory names the same bytes many times."""
+    with zipfile.ZipFile(dist / "toy_v0.1.0.zip", "a") as archive:
+        weights = archive.getinfo("toy/models/model.pt")
+        for number in range(20):
+            again = copy_of(weights)
+            again.filename = f"toy/models/{number}.pt"
+            archive.filelist.append(again)
+        archive.writestr("toy/docs/new.md", "")
+    resign(dist)
+    with pytest.raises(ValueError, match=r"toy/models/0.pt: overlaps the member before it"):
+        fetch("toy", source=str(dist), bundle_dir=str(home))
+    assert list(home.iterdir()) == []
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.end_headers()
+    while True:
+        handler.wfile.write(bytes(2**16))
+
+
+def trickling(handler: BaseHTTPRequestHandler) -> None:
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"a")
+        time.sleep(0.1)
+
+
+def slow_headers(handler: BaseHTTPRequestHandler) -> None:
+    handler.flush_headers()
+    while True:
+        handler.wfile.write(b"X: y\r\n")
+        time.sleep(0.1)
+
+
+def lying(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b"short")
+
+
+def huge(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_header("Content-Length", str(10**12))
+    handler.end_headers()
+
+
+def leading_away(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(302)
+    handler.send_header("Location", "ftp://127.0.0.1/")
+    handler.end_headers()
+
+
+SERVERS: dict[str, tuple[Callable[[BaseHTTPRequestHandler], None], str]] = {
+    "endless": (endless, "it has more than 100,000 bytes"),
+    "a byte at a time": (trickling, "too slow: "),
+    "headers at a time": (slow_headers, "nothing arrives for 1 s"),
+    "shorter than it says": (lying, "it ends after 5 of 1,000 bytes"),
+    "too large by what it says": (huge, "it has 1,000,000,000,000 bytes, more than 100,000"),
+    "leads to another kind of address": (leading_away, "it leads to ftp:"),
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_servers_that_send_badly(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, reason = SERVERS[kind]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if send is not leading_away:
+                self.send_response(200)
+            with suppress(OSError):
+                send(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    monkeypatch.setattr("tools.registry.transfer.WINDOW", 1.0)
+    monkeypatch.setattr("tools.registry.index.LARGEST_TEXT", 100_000)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(ValueError, match=f"model_info.json: cannot be read, .*({reason})"):
+            fetch("toy", source=f"http://127.0.0.1:{server.server_port}", bundle_dir=str(home))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - start < 10
+    assert list(home.iterdir()) == []
+
+
+def test_what_a_killed_call_left_is_removed_unless_it_is_held(dist: Path, home: Path) -> None:
+    left, held = home / ".toy.fetch-killed", home / ".toy.fetch-running"
+    for folder in (left, held):
+        (folder / "unpacked").mkdir(parents=True)
+        (folder / "lock").touch()
+    with FileLock(held / "lock"):
+        fetch("toy", source=str(dist), bundle_dir=str(home))
+    assert {path.name for path in home.iterdir()} == {"toy", held.name}

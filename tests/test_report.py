@@ -115,6 +115,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "No record of the evaluation tells where the scans are" in said["table"]
 
 
+def record(**changes: object) -> str:
+    started = f"2020-01-01T10:00:00{'+00:00' if changes else ''}"
+    return json.dumps({"run_id": "training", "started": started, "config": {}, **changes})
+
+
 def spoil(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text)
 
@@ -123,15 +128,20 @@ def spoil(name: str, text: str) -> Callable[[Path], object]:
     ("make", "message"),
     [
         (lambda folder: None, "no run has left anything here"),
-        (spoil("metrics.csv", "name,dice\na,0.5\n"), r"metrics.csv: must have a column `case`"),
+        (spoil("metrics.csv", "name,dice\na,0.5\n"), r"metrics.csv: has no column case, it has name, dice"),
         (
             lambda folder: (folder / "metrics.csv").write_bytes(b"case,dice\nM\xfcller,0.5\n"),
-            "metrics.csv: no CSV .* UTF-8",
+            "metrics.csv: is no CSV .* UTF-8",
         ),
-        (spoil("metrics.csv", "case,dice\na\n"), r"metrics.csv: must have .* as many values in every row"),
+        (spoil("metrics.csv", "case,dice\na\n"), r"metrics.csv: row 1 has not as many values as there"),
         (spoil("run_training_1_1.json", "{"), r"run_training_1_1.json: no record of a run"),
         (spoil("run_training_1_1.json", '{"run_id": "x", "started": "2020-01-01"}'), "no record of a run .*config"),
         (spoil("run_training_1_1.json", "[]"), "run_training_1_1.json: no record of a run"),
+        (spoil("run_training_1_1.json", record()), "run_training_1_1.json: no record of a run .*has no zone"),
+        (spoil("run_training_1_1.json", record(cases=[1])), "run_training_1_1.json: no record .*a case is no dict"),
+        (spoil("run_training_1_1.json", record(bundle="x")), "run_training_1_1.json: no record .*bundle is no dict"),
+        (spoil("run_training_1_1.json", record(paths=[])), "run_training_1_1.json: no record .*paths is no dict"),
+        (spoil("run_training_1_1.json", record(seconds="x")), "run_training_1_1.json: no record of a run"),
     ],
 )
 def test_folder_that_is_refused(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def record(folder: Path, monkeypatch: pytest.MonkeyPatch, *, cases: str, summary
     monkeypatch.setattr(tools.results, "REPO", folder)
     (folder / "metrics.csv").write_text(cases)
     (folder / "metrics_summary.csv").write_text(summary)
-    path = results("some_bundle", str(folder / "metrics.csv"), name="x", commands=["make it"], seed=3, note="n")
-    assert path == folder / "bundles/some_bundle/docs/results_x.json"
+    path = results("vnet_atrial_mri", str(folder / "metrics.csv"), name="x", commands=["make it"], seed=3, note="n")
+    assert path == folder / "bundles/vnet_atrial_mri/docs/results_x.json"
     content: dict[str, Any] = json.loads(path.read_text(), parse_constant=pytest.fail)
     return content
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import logging
 import sys
+import zipfile
 
 VERBS = {
     "check": "check every bundle against the rules of the collection",
@@ -32,12 +34,15 @@ def main() -> None:
         sys.stdout.write(usage)
         sys.exit(0 if verb in ("--help", "-h") else f"there is no verb {verb!r}")
     import fire
+    import yaml
 
     function = getattr(importlib.import_module(f"tools.{verb}"), verb)
     command = sys.argv[2:] or (["--help"] if isinstance(function, dict) else [])
     try:
         fire.Fire(function, command=command, name=f"python -m tools {verb}", serialize=lambda _: None)
-    except (ValueError, FileNotFoundError) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error, zipfile.BadZipFile, yaml.YAMLError) as error:
         sys.exit(f"python -m tools {verb}: {error}")
 
 

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
+import pickletools
 import re
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
 import numpy as np
 import torch
 
+from tools.archives import collisions, growing
 from tools.files import replacing
 
-__all__ = ["read_checkpoint", "read_content", "state_dict", "write_state"]
+__all__ = ["read_checkpoint", "read_content", "state_dict", "unusable", "write_state"]
 
 State = Mapping[str, torch.Tensor]
+
+LARGEST_PICKLE = 2**24  # bytes of names, shapes and numbers; the tensors lie beside it
+LARGEST_TEXTS = 2**28  # bytes that texts may take if every step repeats the longest one
+_LEGACY_PICKLES = 5  # that torch wrote before it wrote zips
+# What dense tensors, numbers and texts need; other things that `weights_only` lets pass can grow in memory.
+_PLAIN = re.compile(
+    r"collections (OrderedDict|Counter|defaultdict)|torch (Size|device|\w+Storage|bool|[a-z]+\d+\w*)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch\.nn\.parameter Parameter"
+    r"|_codecs encode|numpy(\.\S+)? \w+"
+)
+_GROWING_CODECS = {"hex", "base64", "uu", "quopri", "quotedprintable"}
 
 
 def read_checkpoint(path: Path) -> object:
     """Returns the content of a torch file that holds tensors, containers, strings and numbers, NumPy's included.
 
     Raises:
-        ValueError: if it holds anything else or is damaged; no code from the file has run then.
+        ValueError: if it holds anything else, is damaged, or would take more memory than it has bytes; no code from the
+            file has run then.
     """
     try:
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        if not (reason := next(_growth(path), "")):
+            with torch.serialization.safe_globals(_NUMPY_SCALARS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            reason = next((f"{name} is larger than what is stored of it" for name in _enlarged(content, path)), "")
+            if not reason:
+                return content
+        cause = None
     except OSError:
         raise
     except Exception as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {refused[1]}" if refused else "it is damaged or of another kind"
-        raise ValueError(f"{path}: not a torch file of tensors, numbers and strings alone, {reason}") from error
+        reason, cause = f"it asks for {refused[1]}" if refused else "it is damaged or of another kind", error
+    raise ValueError(f"{path}: not a torch file of tensors, numbers and strings alone, {reason}") from cause
 
 
 def read_content(path: Path, parts: Sequence[str] = ()) -> object:
@@ -72,6 +92,56 @@ def write_state(state: State, path: Path, *, parts: Sequence[str] = ()) -> None:
     if not parts:
         with replacing(path) as temporary, temporary.open("wb") as file:  # a path's name would enter the file's bytes
             torch.save(dict(state), file)
+
+
+def unusable(state: State, *, whole: Collection[str] = ()) -> Iterator[str]:
+    """Yields the names of tensors that are no finite real numbers; whole numbers are those named only."""
+    for name, tensor in state.items():
+        real = tensor.is_floating_point()
+        if not (real or name in whole) or not torch.isfinite(tensor.float() if real else tensor).all():
+            yield f"{name} ({tensor.dtype})"
+
+
+def _growth(path: Path) -> Iterator[str]:
+    """Yields why loading the file would take more memory than it has bytes, by what it says of itself."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # torch's own test
+            file.seek(0)
+            for _ in range(_LEGACY_PICKLES):
+                yield from _growth_of_pickle(file)
+            return
+    with zipfile.ZipFile(path) as archive:
+        yield from (f"{name} in it: {reason}" for name, reason in (*growing(archive), *collisions(archive)))
+        for name in archive.namelist():
+            if name.endswith(".pkl"):
+                yield from _growth_of_pickle(archive.open(name))
+
+
+def _growth_of_pickle(file: IO[bytes]) -> Iterator[str]:
+    longest = steps = 0
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name == "GLOBAL" and not _PLAIN.fullmatch(str(argument)):
+            yield f"it asks for {str(argument).replace(' ', '.')}"
+        elif isinstance(argument, str):
+            longest = max(longest, len(argument))
+            if re.sub(r"[\W_]|codec$", "", argument.lower()) in _GROWING_CODECS:
+                yield f"it asks for the codec {argument}"
+        steps += opcode.name == "REDUCE"
+        if longest * steps > LARGEST_TEXTS or (position or 0) > LARGEST_PICKLE:
+            yield "its names, shapes and numbers are too large"
+
+
+def _enlarged(content: object, path: Path) -> Iterator[str]:
+    """Yields the names of tensors in dicts, lists and tuples that have more bytes than what is stored of them."""
+    waiting, seen, size = [("content", content)], set[int](), path.stat().st_size
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, torch.Tensor) and value.nbytes > min(value.untyped_storage().nbytes(), size):
+            yield name
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f"{name}.{key}".removeprefix("content."), part) for key, part in parts]
 
 
 def _is_state(content: object) -> TypeGuard[State]:

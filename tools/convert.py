@@ -20,7 +20,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from tools import REPO
-from tools.checkpoints import read_content, state_dict, write_state
+from tools.checkpoints import read_content, state_dict, unusable, write_state
 
 __all__ = ["KeyMap", "Role", "convert", "load_key_map", "load_role"]
 
@@ -32,10 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A parameter of the reference that its forward pass never uses.
-
-    There is one for each of our parameters that the rule's template names, with `times` as many channels in and out.
-    """
+    """A parameter that the reference never uses, beside each of ours that the rule names; `times` as many channels."""
 
     key: str
     value: float
@@ -94,12 +91,13 @@ class KeyMap:
     """The parameter names of one network, ours and the reference's, one to one.
 
     Args:
-        network: bundle and role, for messages.
+        network: bundle and role.
         names: our key -> the reference's key.
         shapes: our key -> shape.
         dropped: the reference's dead parameters, filled with their initial values.
         permuted: our key -> order of channels.
         later: our parameters that early checkpoints lack, filled with what makes no difference.
+        whole: parameters that are whole numbers, by both names.
         reversed_axes: whether the spatial axes of kernels are reversed between the two.
     """
 
@@ -109,20 +107,21 @@ class KeyMap:
     dropped: dict[str, torch.Tensor]
     permuted: dict[str, Permuted]
     later: dict[str, torch.Tensor]
+    whole: set[str]
     reversed_axes: bool
 
     def to_ours(self, state: State) -> dict[str, torch.Tensor]:
         """Returns our state dict for one in the reference's names.
 
         Raises:
-            ValueError: if keys are missing, unknown or of another shape; all of them are listed.
+            ValueError: if keys are missing, unknown, of another shape, or no finite numbers; all are listed.
         """
         early = {self.names[ours]: value for ours, value in self.later.items()}
         is_early = bool(early) and not early.keys() & state.keys()
-        if is_early:
-            state = {**state, **early}
-        expected = {theirs: self._swap_shape(self.shapes[ours]) for ours, theirs in self.names.items()}
-        self._verify(state, expected | {key: tuple(value.shape) for key, value in self.dropped.items()})
+        state = {**state, **early} if is_early else state
+        expected = {key: tuple(value.shape) for key, value in self.dropped.items()}
+        expected |= {theirs: self._swap_shape(self.shapes[ours]) for ours, theirs in self.names.items()}
+        self._verify(state, expected)
         if is_early:
             logger.info("%s: an early checkpoint, filled up with %s", self.network, ", ".join(early))
         if self.dropped:
@@ -134,10 +133,10 @@ class KeyMap:
         """Returns the reference's state dict, dead parameters included, for one in our names.
 
         Raises:
-            ValueError: if keys are missing, unknown or of another shape; all of them are listed.
+            ValueError: as `to_ours`.
         """
         self._verify(state, self.shapes)
-        ordered = {**state, **{name: permute(state[name], inverse=True) for name, permute in self.permuted.items()}}
+        ordered = {**state} | {name: permute(state[name], inverse=True) for name, permute in self.permuted.items()}
         renamed = {theirs: self._swap(ordered[ours]) for ours, theirs in self.names.items()}
         return renamed | {key: value.clone() for key, value in self.dropped.items()}
 
@@ -155,6 +154,8 @@ class KeyMap:
         problems += _listing("unknown keys", state.keys() - expected.keys())
         other = (key for key in expected.keys() & state.keys() if tuple(state[key].shape) != expected[key])
         problems += _listing("other shapes", (f"{key} {tuple(state[key].shape)} not {expected[key]}" for key in other))
+        if not problems:  # of the right sizes, so that they can be looked at
+            problems = _listing("no finite numbers of the right kind", unusable(state, whole=self.whole))
         if problems:
             raise ValueError("\n  ".join([f"the state dict does not fit {self.network}", *problems]))
 
@@ -162,9 +163,7 @@ class KeyMap:
 def convert(
     bundle: str, checkpoint: str, *, output: str | None = None, network: str | None = None, reverse: bool = False
 ) -> str:
-    """Converts a checkpoint of the reference implementation into a plain state dict of ours.
-
-    Nothing but tensors, numbers and strings is read from the file: a checkpoint cannot run code.
+    """Converts a checkpoint of the reference implementation into a plain state dict of ours, without running its code.
 
     Args:
         bundle: name of the bundle, for example `vnet_atrial_mri`.
@@ -178,7 +177,7 @@ def convert(
         The file or folder written.
 
     Raises:
-        ValueError: if the file is no such checkpoint, or if its keys or shapes are not those of the network.
+        ValueError: if the file is no such checkpoint, or its keys, shapes or numbers are not such as the network's.
     """
     if reverse and output is None:
         raise ValueError(f"{bundle}, {checkpoint}: --reverse needs --output, the reference has no file in the bundle")
@@ -230,16 +229,16 @@ def load_key_map(bundle: str, role: str | None = None, *, state: State | None = 
     """
     entry = load_role(bundle, role)
     state = _built(bundle, entry) if state is None else state
-    network = f"{bundle}, network {role}" if role else bundle
     found = {ours: list(_translations(ours, entry.rename, entry.names)) if entry.rename else [ours] for ours in state}
     counts = Counter(theirs for translations in found.values() for theirs in translations)
     problems = _listing("no name in the reference", (ours for ours, theirs in found.items() if not theirs))
     problems += _listing("more than one name", (ours for ours, theirs in found.items() if len(theirs) > 1))
     problems += _listing("name given twice", (theirs for theirs, count in counts.items() if count > 1))
     if problems:
-        raise ValueError("\n  ".join([f"{network}: the key map does not fit the network", *problems]))
+        raise ValueError("\n  ".join([f"{bundle}, {role or 'its network'}: the key map does not fit", *problems]))
+    whole = {ours for ours, tensor in state.items() if not tensor.is_floating_point()}
     return KeyMap(
-        network=network,
+        network=f"{bundle}, network {role}" if role else bundle,
         names={ours: theirs for ours, (theirs,) in found.items()},
         shapes={ours: tuple(tensor.shape) for ours, tensor in state.items()},
         dropped=dict(_fillings(state, entry)),
@@ -249,6 +248,7 @@ def load_key_map(bundle: str, role: str | None = None, *, state: State | None = 
             for template, value in entry.later.items()
             for ours in _matching(template, state, entry)
         },
+        whole=whole | {theirs for ours in whole for theirs in found[ours]},
         reversed_axes=entry.reversed_axes,
     )
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from tools import BUNDLES
-from tools.demo_bundle import write_bundle, write_studies
+from tools.demo_bundle import check_settings, write_bundle, write_studies
 from tools.demo_data import prepare_data
-from tools.files import replacing
+from tools.files import read_json, replacing
 from tools.picture import Case, overview
 from tools.tables import Rows, comparison, read_metrics, table, write_metrics
 
@@ -51,8 +51,8 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     the table and the picture show it. Training then takes as long as the bundle's settings make it; --max_epochs
     shortens it. Every command is shown before it runs, so that it can be typed again.
 
-    An interrupted demo continues where it stopped when it is called again in the same way and the bundle has not
-    changed; a finished one starts anew.
+    An interrupted demo continues where it stopped, its pictures included, when it is called again in the same way and
+    the bundle has not changed; a finished one starts anew.
 
     Args:
         bundle: name of a bundle, for example vnet_atrial_mri.
@@ -62,21 +62,22 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         overrides: settings of the bundle's configs, handed to every command, for example --max_epochs 5 --axcodes RAS.
 
     Raises:
-        ValueError: the bundle has no demo, or the data cannot be divided.
+        ValueError: the bundle has no demo or setting of that name, or the data cannot be divided.
         FileNotFoundError: DATA is not a folder or holds no case.
         SystemExit: a command failed; the message repeats it.
     """
     start, output = time.monotonic(), output or f"demo/{bundle}"
     folder, recipe = _recipe(bundle)
+    check_settings(overrides, folder)
     chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
     scenario = recipe["phantoms" if data is None else "data"]
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
     plan = stages(recipe, folder, places=places, scenario=scenario, overrides=chosen)
-    run(plan, Path(output, "finished.json"), version=fingerprint(folder))
+    finished = Path(output, "finished.json")
+    run(plan, finished, version=fingerprint(folder))
 
     metrics = collect(recipe, places)
-    compared = recipe.get("table")
-    text = comparison(metrics, **compared) if compared else table(metrics)
+    text = comparison(metrics, **recipe["table"]) if recipe.get("table") else table(metrics)
     sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
     shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
@@ -85,6 +86,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         written.append(
             write_studies(Path(places["unseen"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
         )
+    finished.unlink(missing_ok=True)
     lines = "\n".join(f"  {path}" for path in written)
     logger.info(
         "\nDone in %s. The table, the pictures and, for further use, the trained bundle%s:\n%s"
@@ -150,20 +152,19 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
 
     Args:
         plan: what to run.
-        progress: JSON file of the finished commands, kept until all are; a plan that begins with them skips them.
+        progress: JSON file of the finished commands, for the caller to remove; a plan that begins with them skips them.
         version: what the commands run; after a change of it nothing is skipped.
 
     Raises:
         SystemExit: a command failed or was interrupted.
     """
     commands = [stage.shown() for stage in plan]
-    earlier: dict[str, Any] = json.loads(progress.read_text()) if progress.is_file() else {}
+    earlier: dict[str, Any] = read_json(progress) if progress.is_file() else {}
     done = earlier.get("finished", [])
     goes_on = earlier.get("version") == version and commands[: len(done)] == done
     skip = len(done) if goes_on else 0
     _set_states_aside([] if goes_on else plan)
     _note(progress, version, commands[:skip])
-    environment = {"PYTHONWARNINGS": "ignore"} | os.environ
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
         logger.info("\n[%d/%d] %s\n%s\n", number, len(plan), stage.title, shown)
         if number <= skip:
@@ -173,13 +174,12 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
         if stage.renews:
             shutil.rmtree(stage.renews, ignore_errors=True)
         try:
-            subprocess.run(stage.command, env=environment, check=True)
+            subprocess.run(stage.command, env={"PYTHONWARNINGS": "ignore"} | os.environ, check=True)
         except (subprocess.CalledProcessError, KeyboardInterrupt) as error:
             end = f"failed with exit code {error.returncode}" if hasattr(error, "returncode") else "was interrupted"
             raise SystemExit(f"\nStage {number} of {len(plan)} ({stage.title}) {end}:\n{shown}") from None
         logger.info("%s: %s", stage.title, _duration(time.monotonic() - start))
         _note(progress, version, commands[: max(number, skip)])
-    progress.unlink(missing_ok=True)
 
 
 def _note(progress: Path, version: str, finished: Sequence[str]) -> None:

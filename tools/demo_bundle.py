@@ -6,19 +6,36 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
+from tools.files import PARTIAL, read_json
 from tools.pack import release_files
 
-__all__ = ["DEMO_VERSION", "write_bundle", "write_studies"]
+__all__ = ["DEMO_VERSION", "check_settings", "write_bundle", "write_studies"]
 
 DEMO_VERSION = "0.0.0"  # of no release: nothing takes the copy for one
 
 Settings = Mapping[str, Any]
+
+
+def check_settings(names: Iterable[str], folder: Path) -> None:
+    """Refuses names of settings that no config of a bundle has.
+
+    Raises:
+        ValueError: the message has the nearest name.
+    """
+    known = {key for file in folder.glob("configs/*.yaml") for key in ConfigParser.load_config_file(file)}
+    for name in names:
+        first = re.split("#|::", name)[0]
+        if first not in known:
+            near = get_close_matches(first, known, 1)
+            hint = f", did you mean {near[0]}" if near else ""
+            raise ValueError(f"{folder.name}: no config has a setting {first}{hint}")
 
 
 def write_bundle(
@@ -55,12 +72,12 @@ def write_bundle(
             config = {key: value for key, value in parser.config.items() if key != "_meta_"}
             ConfigParser.export_config_file(config, str(copy / f"configs/{stem}.yaml"), fmt="yaml", sort_keys=False)
         metadata = copy / "configs/metadata.json"
-        content = json.loads(metadata.read_text(encoding="utf-8"))
+        content = read_json(metadata)
         content["version"] = DEMO_VERSION
         content["changelog"] = {DEMO_VERSION: "Trained by a demo, no release"}
         content["description"] = f"Trained by a demo, its settings are those of the demo. {content['description']}"
         metadata.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        shutil.copytree(models, copy / "models", ignore=shutil.ignore_patterns("*state.pt", "*_previous.pt", "*.tmp"))
+        shutil.copytree(models, copy / "models", ignore=shutil.ignore_patterns("*state.pt", "*_previous.pt", PARTIAL))
         shutil.rmtree(target, ignore_errors=True)
         copy.replace(target)
     return target

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tools.files import replacing
+from tools.files import read_json, replacing
 from tools.phantoms import phantoms
 from tools.split import case_path, find_cases, find_patients, split
 
@@ -40,7 +40,7 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
         train, unseen = Path(data), output / "unseen"
         held_out = max(1, round(HELD_OUT * len(find_patients(train))))  # patients
         split_file = split(data, str(output / "split.json"), validation=held_out)
-        link_cases(train, json.loads(split_file.read_text())["validation"], target=unseen)
+        link_cases(train, read_json(split_file)["validation"], target=unseen)
     hidden = output / "unlabelled"
     if share := recipe.get("unlabelled"):
         _hide_labels(split_file, share, source=train, target=hidden)
@@ -53,7 +53,7 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
 
 def _hide_labels(split_file: Path, share: float, *, source: Path, target: Path) -> None:
     """Takes a share of the training cases, at least one and not all, out of a split; `target` gets links to them."""
-    listed = json.loads(split_file.read_text())
+    listed = read_json(split_file)
     names = listed["training"]
     kept = min(max(1, round((1 - share) * len(names))), len(names) - 1)
     link_cases(source, names[kept:], target=target)

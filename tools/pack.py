@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 from tools import REPO
 from tools.arguments import require_text
 from tools.checkpoints import read_checkpoint
-from tools.files import replacing
+from tools.files import read_json, replacing
 
 __all__ = ["bundle_folder", "json_twin", "pack", "release_files"]
 
@@ -51,7 +51,7 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
             YAML config says.
     """
     folder = bundle_folder(bundle)
-    version = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    version = _version(folder)
     target = Path(output).resolve() / f"{folder.name}_v{version}.zip"
     with replacing(target) as temporary:
         files = release_files(folder)
@@ -64,10 +64,17 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     checksum = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     row = {target.stem: {"checksum": checksum, "source": source}}
     registry = target.with_name("model_info.json")
-    rows = json.loads(registry.read_text(encoding="utf-8")) if registry.is_file() else {}
+    rows = read_json(registry) if registry.is_file() else {}
     _write_text(registry, json.dumps(rows | row, indent=2, sort_keys=True) + "\n")
     logger.info("%s: %.1f MB written to %s", folder.name, len(content) / 1e6, target)
     return row
+
+
+def _version(folder: Path) -> str:
+    metadata = read_json(folder / "configs/metadata.json")
+    if not isinstance(metadata, dict) or not re.fullmatch(r"[\w.]+", str(metadata.get("version"))):
+        raise ValueError(f"{folder / 'configs/metadata.json'}: has no version")
+    return str(metadata["version"])
 
 
 def bundle_folder(bundle: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 
-from tools import REPO
+from tools import BUNDLES, REPO
 from tools.benchmark.report import environment
-from tools.files import replacing
+from tools.files import read_json, read_table, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -43,28 +42,28 @@ def results(
 
     Raises:
         FileNotFoundError: when METRICS, its summary or the split file does not exist.
+        ValueError: when one of them is damaged, or there is no such bundle.
     """
+    if bundle not in {folder.name for folder in BUNDLES}:
+        raise ValueError(
+            f"{bundle}: no bundle of this collection, it has {', '.join(folder.name for folder in BUNDLES)}"
+        )
     table = Path(metrics)
     summary = table.with_name(f"{table.stem}_summary.csv")
     record: dict[str, Any] = {
         "commands": commands,
         "note": note,
         "seed": seed,
-        "split": None if split is None else json.loads(Path(split).read_text()),
+        "split": None if split is None else read_json(Path(split)),
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "summary": _by_score(_read(summary)),
-        "cases": [_numbers(row) for row in _read(table)],
+        "summary": _by_score(read_table(summary, columns=("score",))),
+        "cases": [_numbers(row) for row in read_table(table)],
     }
     path = REPO / "bundles" / bundle / "docs" / f"results_{name}.json"
     with replacing(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     logger.info("%s: %d cases", path, len(record["cases"]))
     return path
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _by_score(rows: list[dict[str, str]]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def study(
     path = Path(result) if result else Path(output) / "study.json"
     with replacing(path) as partial_file:
         partial_file.write_text(json.dumps(record, indent=1) + "\n")
+    for seed in seeds:
+        Path(output, f"seed{seed}/finished.json").unlink(missing_ok=True)
     sys.stdout.write(f"{table(scores)}\n")
     return path
 

@@ -9,15 +9,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tools.files import replacing
+from tools.files import read_table, replacing
 
 Rows = Sequence[Mapping[str, str]]
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """Reads a CSV with one row per case and the columns `case` and `dice`."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_table(path, columns=("case", "dice"))
 
 
 def write_metrics(metrics: Rows, path: Path) -> None:
@@ -27,7 +26,7 @@ def write_metrics(metrics: Rows, path: Path) -> None:
     writer.writeheader()
     writer.writerows(metrics)
     with replacing(path) as partial:
-        partial.write_text(text.getvalue())
+        partial.write_text(text.getvalue(), encoding="utf-8")
 
 
 def table(metrics: Rows) -> str:

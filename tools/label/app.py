@@ -7,24 +7,43 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.middleware import Middleware
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from lib.guard import Guard  # type: ignore[import-not-found]  # beside the copy of this file
+from lib.uploads import (  # type: ignore[import-not-found]
+    check_label,
+    check_new_name,
+    check_scan,
+    check_size,
+    check_weights,
+    copy_whole,
+    label_values,
+    remove_others,
+)
+from lib.values import problems  # type: ignore[import-not-found]
 from monai.bundle import ConfigParser
-from monai.transforms import LoadImage
+from monailabel.datastore import local  # type: ignore[import-not-found]
+from monailabel.endpoints.user.auth import DEFAULT_USER, get_current_user  # type: ignore[import-not-found]
 from monailabel.interfaces.app import MONAILabelApp  # type: ignore[import-not-found]
 from monailabel.interfaces.exception import MONAILabelException  # type: ignore[import-not-found]
+from starlette.datastructures import UploadFile
 
 logger = logging.getLogger(__name__)
 
-Request = dict[str, Any]
+Task = dict[str, Any]
 
 
 def load_torchvision(load: Callable[[], object]) -> torch.library.Library | None:
@@ -78,69 +97,47 @@ def http_error(error: Exception) -> HTTPException:
     return HTTPException(status_code=500, detail=f"{type(error).__name__}: {error}")
 
 
-def limit_origins(application: FastAPI, origins: Sequence[str]) -> None:
-    """Lets the pages of some sites alone read a server's answers in the user's browser.
+async def checked(request: Request) -> Any:
+    """The user of a request to MONAI Label, once what it says was looked at; each of its routes asks for one.
 
-    MONAI Label lets those of every site; its own setting for it, MONAI_LABEL_CORS_ORIGINS, ends it at the start.
+    Raises:
+        HTTPException: 400, names that lead elsewhere, or options and values that are not known.
+    """
+    form: Mapping[str, Any] = {}
+    body = None
+    if request.headers.get("content-type", "").startswith(("multipart/", "application/x-www-form-urlencoded")):
+        form = await request.form()
+    elif request.method in ("POST", "PUT") and (sent := await request.body()):
+        try:
+            body = json.loads(sent)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"the request is not JSON: {error}") from error
+    files = {name: value.filename for name, value in form.items() if isinstance(value, UploadFile)}
+    values = {name: value for name, value in form.items() if isinstance(value, str)}
+    names = {**request.query_params, **request.path_params}
+    for problem in problems(request.url.path, names=names, form=values, files=files, body=body):
+        raise HTTPException(400, problem)
+    return DEFAULT_USER
+
+
+def protect(application: FastAPI, *, origins: Sequence[str], hosts: Sequence[str], token: str) -> None:
+    """Puts the guard before a server, the look at values before its routes, and answers with reasons behind them.
+
+    MONAI Label lets the pages of every site in; its own setting, MONAI_LABEL_CORS_ORIGINS, ends it at the start.
     """
     for middleware in application.user_middleware:
         if middleware.cls is CORSMiddleware:  # type: ignore[comparison-overlap]  # its type is that of a factory
             middleware.kwargs["allow_origins"] = [*origins]
+    application.user_middleware.insert(0, Middleware(Guard, origins=origins, hosts=hosts, token=token))
+    application.dependency_overrides[get_current_user] = checked
+
+    async def explain(_: Request, error: Exception) -> JSONResponse:
+        found = http_error(error)
+        return JSONResponse({"detail": found.detail}, found.status_code)
+
+    application.add_exception_handler(Exception, explain)
+    application.add_exception_handler(MONAILabelException, explain)
     application.middleware_stack = None  # made at the next request
-
-
-def label_values(config: object) -> Iterator[set[int]]:
-    """The sets of values that the checks of a training allow label maps, from all of its config."""
-    if isinstance(config, Mapping):
-        named = config.get("label_values")
-        yield from map(set, named if isinstance(named, list) else ())
-    for part in config.values() if isinstance(config, Mapping) else config if isinstance(config, list) else ():
-        yield from label_values(part)
-
-
-def check_label(label: str, image: str, *, values: Collection[set[int]]) -> None:
-    """Compares a label map with the scan that it is for.
-
-    Args:
-        label: file of the label map; one of a kind other than NIfTI and NRRD passes.
-        image: file of the scan, or folder of a DICOM series.
-        values: sets of values, of one of which a label map may have a part.
-
-    Raises:
-        HTTPException: 400, the grids differ or the values are not those of one of `values`.
-    """
-    if not label.endswith((".nii", ".nii.gz", ".nrrd")):
-        return
-    read = LoadImage(image_only=True)
-    try:
-        mask = read(label)
-    except Exception as error:
-        raise HTTPException(status_code=400, detail=f"the label cannot be read: {error}") from error
-    scan = read(image)
-    problem, found = "", {*torch.unique(mask.as_tensor()).tolist()}
-    if mask.shape != scan.shape[:3]:
-        problem = f"shape {[*mask.shape]} differs from the image's, {[*scan.shape[:3]]}"
-    elif not torch.allclose(mask.affine.double(), scan.affine.double(), rtol=0, atol=1e-2):
-        problem = "its affine differs from the image's: it is on another grid"
-    elif not any(found <= allowed for allowed in values):
-        text = " or ".join(sorted({str(sorted(allowed)) for allowed in values}))
-        problem = f"label values must be among {text}, found {sorted(found)[:10]}"
-    if problem:
-        raise HTTPException(status_code=400, detail=f"the label is not stored, {problem}")
-
-
-def check_scan(folder: Path, image: str) -> None:
-    """Runs the checks of a bundle's inference on one scan, as its command line does; MONAI Label knows none.
-
-    Raises:
-        InputError: of the bundle, what is wrong with the scan.
-    """
-    config = next(path for ending in ("json", "yaml") if (path := folder / f"configs/inference.{ending}").is_file())
-    parser = ConfigParser()
-    parser.read_config(config)
-    parser.update({"bundle_root": str(folder), "dataset_dir": image, "device": "cpu"})
-    for name in [key for key in parser.config if key.startswith("check_")]:
-        parser.get_parsed_content(name)
 
 
 OPERATORS = load_torchvision(lambda: importlib.import_module("torchvision"))
@@ -179,22 +176,32 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
     def on_init_complete(self) -> None:
         """Called once by the server, before it answers."""
         super().on_init_complete()
-        limit_origins(sys.modules["monailabel.app"].app, self.conf.get("origins", "").split(","))
+        origins, hosts = (self.conf.get(name, "").split(",") for name in ("origins", "hosts"))
+        server = sys.modules["monailabel.app"].app
+        protect(server, origins=origins, hosts=hosts, token=os.environ.get("LABEL_TOKEN", ""))
 
     def init_datastore(self) -> Any:
         """The store of scans and labels; a label that does not fit its scan never takes the place of one that does."""
         store = super().init_datastore()
-        save = store.save_label
+        save, add = store.save_label, store.add_image
+        local.shutil = SimpleNamespace(copy=copy_whole)  # all that the store takes from there
 
-        def checked(image_id: str, label_filename: str, *args: Any, **kwargs: Any) -> Any:
+        def save_label(image_id: str, label_filename: str, label_tag: str, *args: Any, **kwargs: Any) -> Any:
             try:
                 values = [allowed for model in self._infers for allowed in self._label_values(model)]
                 check_label(label_filename, self._stored(image_id, store), values=values)
-                return save(image_id, label_filename, *args, **kwargs)
+                saved = save(image_id, label_filename, label_tag, *args, **kwargs)
+                remove_others(Path(store._datastore.label_path(label_tag)), image_id, kept=label_filename)
+                return saved
             except Exception as error:
                 raise self._answer(error, f"label of {image_id}") from error
 
-        store.save_label = checked
+        def add_image(image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> Any:
+            check_new_name(image_id, store.list_images())
+            check_size(image_filename, what="scan")
+            return add(image_id, image_filename, image_info)
+
+        store.save_label, store.add_image = save_label, add_image
         return store
 
     def init_infers(self) -> dict[str, Any]:
@@ -205,7 +212,7 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
         """Training tasks by bundle."""
         return _strict(super().init_trainers())
 
-    def infer(self, request: Request, datastore: Any = None) -> Any:
+    def infer(self, request: Task, datastore: Any = None) -> Any:
         """Segments one scan.
 
         Raises:
@@ -216,15 +223,21 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
             if model not in self._infers:
                 raise HTTPException(status_code=404, detail=f"there is no model {model}; there are: {[*self._infers]}")
             if isinstance(image, str):
+                if not Path(image).is_absolute() and Path(image).exists():  # MONAI Label would take it for the scan
+                    raise HTTPException(400, f"{image} is a file of the server, too: start it in another folder")
+                if Path(image).is_absolute() and Path(image).is_file():
+                    check_size(image, what="scan")
+                task = self._infers[model]
+                check_weights(self.folder / model, task.network, name=request.get("model_filename"))
                 check_scan(self.folder / model, self._path(image, datastore or self.datastore()))
             return super().infer(request, datastore)
         except Exception as error:
             raise self._answer(error, f"{model}, {image}") from error
 
-    def batch_infer(self, request: Request, datastore: Any = None) -> Any:
+    def batch_infer(self, request: Task, datastore: Any = None) -> Any:
         """Segments many scans, one after the other; the result of one that cannot be segmented is `{"error": ...}`."""
 
-        def infer(single: Request, store: Any) -> Any:
+        def infer(single: Task, store: Any) -> Any:
             try:
                 return self.infer(single, store)
             except HTTPException as error:
@@ -234,7 +247,7 @@ class SegmentationBundles(_bundle_app().MyApp, MONAILabelApp):  # type: ignore[m
         request = {**request, "multi_gpu": bool(request.get("multi_gpu", True) and gpus), "max_workers": 1}
         return self._batch_infer(request, datastore or self.datastore(), infer)
 
-    def train(self, request: Request) -> Any:
+    def train(self, request: Task) -> Any:
         """Trains a bundle on the final labels.
 
         Viewers send all options that the server offers back to it, an empty `run_id` among them, for which MONAI would

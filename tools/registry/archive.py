@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import stat
+import unicodedata
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.checkpoints import read_checkpoint, state_dict
+from tools.archives import collisions, growing
+from tools.checkpoints import read_checkpoint, state_dict, unusable
 from tools.registry.index import Release
 
 __all__ = ["content_problems", "unpack"]
@@ -25,6 +26,11 @@ REQUIRED = (
     "docs/data_license.txt",
     "models/model.pt",
 )
+LARGEST_JSON = 2**24  # bytes
+MOST_MEMBERS = 10_000
+LONGEST_PATH = 200  # characters: Windows takes 259 with the folder before it
+LONGEST_PART = 143  # bytes, which encrypted file systems take
+_DEVICE = re.compile(r"CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9\u00b9\u00b2\u00b3]", re.IGNORECASE)
 _WEIGHTS = {".pt", ".pth", ".ckpt", ".pkl"}
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
@@ -56,7 +62,10 @@ def content_problems(folder: Path, release: Release) -> list[str]:
         problems += _metadata_problems(folder / "configs/metadata.json", release)
     for path in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS and path.is_file()):
         try:
-            state_dict(read_checkpoint(path))
+            state = state_dict(read_checkpoint(path))
+            whole = {name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())}
+            found = unusable(state, whole=whole)
+            problems += [f"{path.relative_to(folder)}: {name} is NaN, infinite or complex" for name in found]
         except ValueError as error:
             reason = str(error).removeprefix(f"{path}: ")
             problems.append(f"{path.relative_to(folder)} is no plain state dict: {reason}")
@@ -67,6 +76,8 @@ def _member_problems(archive: zipfile.ZipFile, name: str) -> Iterator[str]:
     entries = archive.infolist()
     if not entries:
         yield "it is empty"
+    if len(entries) > MOST_MEMBERS:
+        yield f"it has more than {MOST_MEMBERS} members"
     for entry in entries:
         parts = entry.filename.rstrip("/").split("/")
         kind = stat.S_IFMT(entry.external_attr >> 16)
@@ -76,20 +87,35 @@ def _member_problems(archive: zipfile.ZipFile, name: str) -> Iterator[str]:
             yield f"{entry.filename}: the path leaves its folder"
         elif parts[0] != name or (len(parts) == 1 and not entry.is_dir()):
             yield f"{entry.filename}: not in the one folder {name}/"
+        elif reason := unportable(entry.orig_filename):
+            yield f"{entry.filename[:LONGEST_PATH]}: {reason}"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             yield f"{entry.filename}: a link or device, not a plain file"
         elif entry.flag_bits & 1:
             yield f"{entry.filename}: encrypted"
-        elif entry.compress_type != zipfile.ZIP_STORED:
-            yield f"{entry.filename}: compressed, the files of a release are stored as they are"
-    counts = Counter(entry.filename for entry in entries)
-    yield from (f"{path}: {count} times" for path, count in counts.items() if count > 1)
+    rule = "the files of a release are stored as they are"
+    yield from (f"{path}: {reason}, {rule}" for path, reason in growing(archive))
+    yield from (f"{path}: {reason}" for path, reason in collisions(archive))
+
+
+def unportable(path: str) -> str | None:
+    """Why a path is not the same file on every system, or none at all; `None` where it is."""
+    if len(path) > LONGEST_PATH or any(len(part.encode()) > LONGEST_PART for part in path.split("/")):
+        return "the name is too long"
+    if not unicodedata.is_normalized("NFC", path):
+        return "the name's letters are not composed (Unicode NFC)"
+    for part in path.rstrip("/").split("/"):
+        if re.search(r'[\0-\x1f\x7f<>:"|?*]|[ .]$', part) or _DEVICE.fullmatch(part.split(".")[0].rstrip()):
+            return "Windows has no such name"
+    return None
 
 
 def _metadata_problems(path: Path, release: Release) -> Iterator[str]:
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON} bytes")
         metadata = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         yield f"configs/metadata.json is not JSON: {error}"
         return
     version = metadata.get("version") if isinstance(metadata, dict) else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import filecmp
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from tools.arguments import require_text
 from tools.registry.archive import content_problems, unpack
@@ -42,7 +45,7 @@ def fetch(name: str, *, source: str, bundle_dir: str, version: str | None = None
     target = Path(bundle_dir).resolve() / name
     if target.exists() and (present := _version(target)) != release.version:
         raise ValueError(f"{target}: there already, in version {present}; remove it to get {release.version}")
-    with _made(target.parent), tempfile.TemporaryDirectory(prefix=f".{name}.", dir=target.parent) as temporary:
+    with _made(target.parent), _scratch(target.parent, name) as temporary:
         download(source, release, target=Path(temporary, release.zip))
         folder = unpack(Path(temporary, release.zip), release, into=Path(temporary, "unpacked"))
         if problems := content_problems(folder, release):
@@ -83,6 +86,18 @@ def _made(folder: Path) -> Iterator[None]:
             for path in missing:
                 path.rmdir()
         raise
+
+
+@contextmanager
+def _scratch(folder: Path, name: str) -> Iterator[Path]:
+    """Makes a folder in `folder` for the block, locked; removes those of calls that were killed, which nobody holds."""
+    prefix = f".{name}.fetch-"
+    for left in folder.glob(f"{prefix}*"):
+        with suppress(Timeout, OSError), FileLock(left / "lock", timeout=0):
+            shutil.rmtree(left)
+    made = tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True)
+    with made, FileLock(Path(made.name, "lock"), timeout=0):
+        yield Path(made.name)
 
 
 def _differences(release: Path, present: Path) -> list[str]:

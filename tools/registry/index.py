@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import urlopen
-
-from tqdm import tqdm
 
 from tools.files import replacing
+from tools.registry.transfer import blocks
 
 __all__ = ["INDEX", "Release", "checksum", "digest", "download", "is_address", "read_index"]
 
 INDEX = "model_info.json"
-_STEM = re.compile(r"([A-Za-z]\w*)_v(\d\.\d\.\d)")
-_TIMEOUT = 60  # seconds without a byte
-_BLOCK = 2**20  # bytes
+LARGEST_ZIP = 2**30  # bytes; no index says how large a zip is
+LARGEST_TEXT = 2**24
+_STEM = re.compile(r"([A-Za-z]\w*)_v(\d\.\d\.\d)", re.ASCII)
 
 
 class Release(NamedTuple):
@@ -66,11 +64,13 @@ def read_index(source: str) -> list[Release]:
     place = _address(source, INDEX)
     try:
         content = json.loads(_read(place))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{place}: not JSON, {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{place}: must be an object with a row for every release")
     problems = [f"  {problem}" for stem, row in content.items() for problem in _row_problems(stem, row)]
+    if len({stem.casefold() for stem in content}) < len(content):
+        problems.append("  two rows differ in case alone")
     if problems:
         raise ValueError("\n".join([f"{place}: rows that cannot be used", *problems]))
     releases = []
@@ -102,11 +102,10 @@ def download(source: str, release: Release, *, target: Path) -> None:
     expected, place = checksum(source, release), _address(source, release.zip)
     sha256 = hashlib.sha256()
     try:
-        with urlopen(place, timeout=_TIMEOUT) as response, replacing(target) as partial, partial.open("wb") as file:
-            size = int(response.headers.get("Content-Length") or 0)
-            with tqdm(desc=release.zip, total=size, unit="B", unit_scale=True, leave=False, disable=None) as progress:
-                while block := response.read(_BLOCK):
-                    progress.update(file.write(block))
+        with replacing(target) as partial:
+            with partial.open("wb") as file:
+                for block in blocks(place, limit=LARGEST_ZIP, shown=release.zip):
+                    file.write(block)
                     sha256.update(block)
             if sha256.hexdigest() != expected:
                 raise ValueError(f"{place}: its SHA-256 is not that of {release.sums}, it is damaged or another file")
@@ -135,7 +134,6 @@ def _address(source: str, name: str) -> str:
 
 def _read(place: str) -> str:
     try:
-        with urlopen(place, timeout=_TIMEOUT) as response:
-            return str(response.read(2**24).decode("utf-8"))
+        return b"".join(blocks(place, limit=LARGEST_TEXT)).decode("utf-8-sig")
     except (OSError, HTTPException, UnicodeDecodeError) as error:
         raise ValueError(f"{place}: cannot be read, {error}") from error

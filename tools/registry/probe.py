@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 
 def problems(bundle_dir: str, name: str) -> list[str]:
     """Returns how the networks that MONAI builds differ from the weights and the metadata.
@@ -13,7 +15,6 @@ def problems(bundle_dir: str, name: str) -> list[str]:
         Exception: whatever building or running the network raises.
     """
     import monai.bundle
-    import torch
 
     folder = Path(bundle_dir, name)
     weights = torch.load(folder / "models/model.pt", map_location="cpu", weights_only=True)
@@ -22,7 +23,7 @@ def problems(bundle_dir: str, name: str) -> list[str]:
         network = monai.bundle.load(name=name, bundle_dir=bundle_dir, workflow_type=kind, device="cpu")
         state = network.state_dict() if isinstance(network, torch.nn.Module) else {}
         keys = sorted(state.keys() ^ weights.keys())
-        keys = keys or [key for key in state if not torch.equal(state[key], weights[key])]
+        keys = keys or [key for key in state if not _same(weights[key], state[key])]
         if keys:
             found.append(
                 f"models/model.pt does not fit the network of {kind}.json at {len(keys)} keys, first {keys[0]}"
@@ -34,6 +35,12 @@ def problems(bundle_dir: str, name: str) -> list[str]:
         device="cpu",
     )
     return found
+
+
+def _same(weights: torch.Tensor, loaded: torch.Tensor) -> bool:
+    """Whether weights of perhaps another precision, but the same kind of numbers, are what was loaded."""
+    kinds = weights.is_floating_point() == loaded.is_floating_point() and not weights.is_complex()
+    return kinds and weights.shape == loaded.shape and torch.equal(weights.to(loaded.dtype), loaded)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tools.files import read_json, read_table
+
 Curves = dict[str, dict[int, float]]
 RECORDS = "run_*_[0-9]*_[0-9]*.json"
 TABLES = ("metrics.csv", "report.csv")
+SHAPES = {"config": dict, "bundle": dict, "paths": dict, "versions": dict, "cases": list, "directory": str}
 KINDS = ("evaluating", "inference", "training")  # the config of an evaluation has the ids of the training, too
 
 
@@ -158,23 +159,25 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 def _record(path: Path) -> Record:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        for name, kind in SHAPES.items():
+            if not isinstance(content.get(name, kind()), kind):
+                raise TypeError(f"{name} is no {kind.__name__}")
         record = Record(path, content)
-        _ = record.config, record.kind, record.title, record.started.timestamp()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _ = record.config, record.kind, record.title, int(content.get("processes") or 1)
+        if record.started.tzinfo is None:
+            raise ValueError("the time when it started has no zone")
+        if not all(isinstance(case, dict) for case in content.get("cases", [])):
+            raise TypeError("a case is no dict")
+        float(content.get("seconds") or 0)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: no record of a run ({error!r})") from error
     return record
 
 
 def _table(path: Path, records: Sequence[Record]) -> Table | None:
     """The table with the latest record of an evaluation or inference beside it; `None` if it has no rows."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a mark before the first heading
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: no CSV file in UTF-8 ({error})") from error
-    if any(None in row or None in row.values() or "case" not in row for row in rows):
-        raise ValueError(f"{path}: must have a column `case` and as many values in every row as in the first")
+    rows = read_table(path, columns=("case",) if path.stat().st_size else ())
     kind = "evaluating" if path.name == TABLES[0] else "inference"
     beside = [record for record in records if record.path.parent == path.parent and record.kind == kind]
     return Table(path, rows, beside[-1] if beside else None) if rows else None

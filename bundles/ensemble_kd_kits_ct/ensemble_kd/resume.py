@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from .cases import InputError
 from .files import atomic_write
 from .record import file_digest, keep
+from .weights import load_weights, read_tensors
 
 if TYPE_CHECKING:
     from .identity import RunIdentity
@@ -45,46 +46,6 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
     """Into an open file: what torch opens itself has the file's name in it, and equal weights would not be equal."""
     with path.open("wb") as file:
         torch.save(content, file)
-
-
-def read_tensors(path: Path, *, mmap: bool = False) -> Any:
-    """Returns the content of a file of tensors, on the CPU; with `mmap` a tensor is read once it is used.
-
-    Raises:
-        InputError: when the file is damaged or of another kind.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        rule = f"cannot be read as a file of tensors: damaged or of another kind ({type(error).__name__})"
-        raise InputError([("", str(path), rule)]) from error
-
-
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
-    """Returns `network` with the weights of `path`, a flat state dict that fits exactly.
-
-    Raises:
-        InputError: when there is no such file, it is damaged or no flat state dict, or names or shapes differ (the
-            message lists them).
-    """
-    if not Path(path).is_file():
-        raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
-    found = read_tensors(Path(path))
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise InputError([("", str(path), "is no flat state dict of tensors")])
-    expected = network.state_dict()
-    wrong = [f"missing {name}" for name in expected.keys() - found.keys()]
-    wrong += [f"unknown {name}" for name in found.keys() - expected.keys()]
-    wrong += [
-        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if found[name].shape != expected[name].shape
-    ]
-    if wrong:
-        kind = type(network).__name__
-        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in sorted(wrong)[:20])
-    network.load_state_dict(found)
-    return network
 
 
 def epoch_seeds(seed: int, *, process: int, epoch: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""What stands between the network and MONAI Label; MONAI Label puts the folder above on the search path for modules."""
