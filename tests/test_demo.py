@@ -62,7 +62,9 @@ def test_commands_name_existing_configs_and_ids_and_filled_places(folder: Path, 
         assert not any(re.search(r"{\w+}", word) for word in [*stage.command, stage.title])
 
 
-def test_settings_of_the_user_win_and_reach_every_command() -> None:
+def test_settings_of_the_user_win_and_reach_every_command_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = {
         "stages": [
             {
@@ -76,13 +78,17 @@ def test_settings_of_the_user_win_and_reach_every_command() -> None:
         ]
     }
     scenario = {"config": ["c.yaml"], "settings": {"size": [2, 2.5], "epochs": 3}, "stages": {"two": {"epochs": 4}}}
+    monkeypatch.chdir(tmp_path)
     folder = Path.cwd() / "bundles/b"
+    (folder / "configs").mkdir(parents=True)
+    for name, keys in {"a": ["dataset_dir", "size", "epochs"], "b": ["+x", "on::off"], "c": ["size"]}.items():
+        (folder / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(dict.fromkeys(keys)))
     one, two = stages(recipe, folder, places=PLACES, scenario=scenario, overrides={"size": [1, 1], "on": True})
     assert one.command[4:] == [
         "training", "--config_file", "['bundles/b/configs/a.yaml','bundles/b/configs/c.yaml']",
-        "--dataset_dir", "D", "--size", "[1,1]", "--epochs", "3", "--on", "True",
+        "--dataset_dir", "D", "--size", "[1,1]", "--epochs", "3",
     ]  # fmt: skip
-    assert (option(two, "epochs"), option(two, "x")) == ("4", "O/x")
+    assert (option(two, "epochs"), option(two, "x"), option(two, "on")) == ("4", "O/x", "True")
     assert """ --config_file "['bundles/b/configs/a.yaml',""" in two.shown()
 
 
@@ -93,7 +99,8 @@ def test_stage_is_left_out_where_the_settings_say_so() -> None:
         stages(recipe, folder, places=PLACES, scenario=recipe["data"], overrides=o) for o in ({}, {"locate": False})
     )
     assert [stage.title for stage in every[1:]] == [stage.title for stage in three]
-    assert all(option(stage, "locate") == "False" for stage in three)
+    assert all(option(stage, "locate") == "False" for stage in three[1:])
+    assert "--locate" not in three[0].command
 
 
 def python(code: str, title: str = "a step") -> Stage:

@@ -178,7 +178,7 @@ def test_report_has_the_volumes_in_ml(tmp_path: Path) -> None:
     for _ in range(2):  # a second run does not add to the first one's rows
         engine.run([[{"case": "a"}]])
     assert (tmp_path / "new/report.csv").read_text().splitlines() == [
-        "case,kidney_ml,both_ml,none_ml,image",
-        "a,0.34,0.44,0.0,/data/a.nii.gz",
+        "case,kidney_ml,both_ml,none_ml,image,error",
+        "a,0.34,0.44,0.0,/data/a.nii.gz,",
     ]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.csv"]

@@ -105,9 +105,10 @@ def test_prediction_fits_the_scan(bundle: str, installed: Path, studies: Studies
 @pytest.mark.gate
 @each_bundle
 def test_training_on_the_users_cases(
-    bundle: str, installed: Path, studies: Studies, monkeypatch: pytest.MonkeyPatch
+    bundle: str, installed: Path, studies: Studies, fresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ids that MONAI Label sets suffice: it gives cases but no dataset_dir, and starts from the present weights."""
+    monkeypatch.setattr(sys, "path", [str(installed), *sys.path])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     before = torch.load(installed / "models/model.pt", weights_only=True)
     config = str(installed / "configs/train.yaml")

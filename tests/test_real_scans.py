@@ -35,10 +35,11 @@ def test_a_step_and_masks(bundle: str, real_data: Path, tiny_weights: NamedPath,
     extra = [str(REPO / "bundles" / bundle / f"configs/{stem}.yaml") for stem in known.get("files", [])]
     given: dict[str, Any] = {**known["overrides"], "max_epochs": 1}
     given["split_file"] = str(split_of(data, known["split"], tmp_path / "split.json"))
-    run(bundle, "train", data=data, folder=tmp_path, config_file=config_files(bundle, "train") + extra, **given)
-    del given["max_epochs"]
-    files = config_files(bundle, "evaluate") + extra
-    run(bundle, "evaluate", data=data, folder=tmp_path, config_file=files, **given)
+    for workflow in ("train", "evaluate"):
+        files = config_files(bundle, workflow) + extra
+        config = ConfigParser.load_config_files(files)
+        had = {name: value for name, value in given.items() if name.partition("#")[0] in config}
+        run(bundle, workflow, data=data, folder=tmp_path, config_file=files, **had)
 
     parser = ConfigParser(ConfigParser.load_config_files(files))
     parser.update({**small(bundle, "evaluate"), **given, "dataset_dir": str(data)})

@@ -199,7 +199,7 @@ def test_whatever_a_bundle_writes_beside_scans_is_known(bundle: str) -> None:
     endings = set()
     for workflow in workflows(bundle):
         config = ConfigParser(ConfigParser.load_config_files(files_of(bundle, workflow)))
-        endings |= set(re.findall(r"'output_postfix': '(\w+)'", str(config.get())))
+        endings |= set(re.findall(r"'postfix': '(\w+)'", str(config.get())))
     assert endings
     assert all(scans.DERIVED.fullmatch(f"P1_{ending}")[1] == "P1" for ending in endings)  # type: ignore[index]
     assert recipe(bundle)

@@ -130,8 +130,10 @@ def stages(
             files = [_from_here(folder / "configs" / name) for name in names]
             config_file = files[0] if len(files) == 1 else _literal(files)
             command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
+            known_ids = {key.lstrip("+").partition("::")[0] for file in files for key in _yaml(file)}
             for name, value in settings.items():
-                command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
+                if name.partition("#")[0] in known_ids:  # what a stage does not have is refused
+                    command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
             renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
             found.append(Stage(stage["title"].format(**known), command, renewed))
     return found
@@ -281,6 +283,11 @@ def _filled(value: Any, places: Places) -> Any:
     if isinstance(value, Mapping):
         return {name: _filled(part, places) for name, part in value.items()}
     return value.format(**places) if isinstance(value, str) else value
+
+
+def _yaml(file: str | Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    return content
 
 
 def _literal(value: Any) -> str:

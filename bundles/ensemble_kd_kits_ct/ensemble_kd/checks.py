@@ -88,7 +88,11 @@ def check_scans(
         label_values=[[value for group in label_groups or [] for value in group]],
         foreground=labels,
         further=further,
-        settings={"spatial": json.dumps(spatial, default=_content), "label_groups": label_groups},
+        settings={
+            "spatial": json.dumps(spatial, default=_content),
+            "label_groups": label_groups,
+            "label_order": label_order,
+        },
     )
 
 
