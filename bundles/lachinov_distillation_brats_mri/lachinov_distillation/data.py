@@ -69,11 +69,17 @@ def sequence_files(image: str | Path, sequences: Sequence[str]) -> dict[str, Pat
         it is one volume of them all.
 
     Raises:
-        InputError: when several files could be one sequence.
+        InputError: when several files could be one sequence, or one file, by links, is two.
     """
     path = Path(image).absolute()
     beginning = _beginning(path, [*ENDINGS, *sequences])
-    return None if beginning is None else {name: _find(path.parent, name, beginning) for name in sequences}
+    if beginning is None:
+        return None
+    files = {name: _find(path.parent, name, beginning) for name in sequences}
+    last = {file.resolve(): name for name, file in files.items()}
+    if twice := [name for name, file in files.items() if last[file.resolve()] != name]:
+        raise InputError((path.parent.name, str(files[name]), "is the file of another sequence too") for name in twice)
+    return files
 
 
 def _is_case(folder: Path, sequences: Sequence[str]) -> bool:
