@@ -140,6 +140,7 @@ def test_results_of_one_case_after_another_have_places_of_their_own(bundle: str,
     touch(tmp_path, f"C/{image}", f"D/{image}")
     root_folder = importlib.import_module(f"{package(bundle)}.data").root_folder
     assert {root_folder(tmp_path / place) for place in ("", "C", f"D/{image}")} == {str(tmp_path)}
+    assert root_folder("/nowhere/to/be")  # MONAI Label has no such folder
     (case,) = find(bundle, tmp_path / "D" / image)
     assert case["case"] == ("D_ED" if "acdc" in bundle else "D")
 

@@ -193,7 +193,7 @@ def root_folder(dataset_dir: str | Path) -> str:
     """
     root = Path(dataset_dir).absolute()
     folder = root.parent if root.is_file() else root
-    return str(folder.parent if is_reorganised(folder) else folder)
+    return str(folder.parent if folder.is_dir() and is_reorganised(folder) else folder)
 
 
 class SliceDataset(Dataset):

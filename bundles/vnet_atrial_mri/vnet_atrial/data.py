@@ -115,4 +115,4 @@ def root_folder(dataset_dir: str | Path, *, image: str = "lgemri") -> str:
     """
     root = Path(dataset_dir).absolute()
     folder = root.parent if root.is_file() else root
-    return str(folder.parent if find_volume(folder, image) else folder)
+    return str(folder.parent if folder.is_dir() and find_volume(folder, image) else folder)
