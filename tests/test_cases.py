@@ -138,3 +138,6 @@ def test_report_plainly(wrapped: bool, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert shown == "\n1 problem(s) in the input, nothing was started:\n  case a: file: rule\n"
     else:
         assert all(text in shown for text in ("KeyError: 'inner'", "ValueError: middle", "RuntimeError: outer"))
+        outer.__cause__ = OSError(28, "No space left on device", "report.csv")
+        sys.excepthook(RuntimeError, outer, None)
+        assert capsys.readouterr().err == "\n[Errno 28] No space left on device: 'report.csv'\n"

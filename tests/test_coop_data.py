@@ -174,8 +174,10 @@ class TestFindImages:
 
     def test_patients(self, tmp_path: Path) -> None:
         distributed(tmp_path, "patient001", frames=(2, 9))
-        (reorganised(tmp_path, "zoe") / "ES_img.nii.gz").unlink()
+        for path in reorganised(tmp_path, "zoe").glob("ES_*"):
+            path.unlink()
         (tmp_path / "results").mkdir()
+        (tmp_path / "results/run_inference_20260101_120000_000000.json").touch()
         assert find_images(tmp_path) == [
             {"case": "patient001_ED", "image": str(tmp_path / "patient001/patient001_frame02.nii.gz")},
             {"case": "patient001_ES", "image": str(tmp_path / "patient001/patient001_frame09.nii.gz")},

@@ -209,6 +209,10 @@ def test_only_cases_with_a_label_map_are_done(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert [case["case"] for case in made.remaining] == ["b", "c"]
+    made.cases[0] = {"case": "a", "image": str(tmp_path / "a.nii.gz")}
+    (tmp_path / "a.nii.gz").touch()  # later than its label
+    assert [case["case"] for case in made.remaining] == ["a", "b", "c"]
+    made.file("a", "label").touch()
     made.run(evaluator)
     for name in "bc":
         made.file(name, "label").parent.mkdir(exist_ok=True)

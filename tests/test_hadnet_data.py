@@ -154,3 +154,13 @@ def test_hidden_files_of_another_system_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "._X.nii.gz").touch()
     assert names(sequence_files(folder / "X_flair.nii.gz", SEQUENCES))["t1"] == "X_t1.nii.gz"
     assert [case["case"] for case in find_scans(tmp_path, sequences=SEQUENCES)] == ["X"]
+
+
+def test_one_file_for_two_sequences(tmp_path: Path) -> None:
+    """A link from one sequence to another would be segmented as if it were both."""
+    flair = tmp_path / "X_flair.nii.gz"
+    flair.touch()
+    (tmp_path / "X_t2.nii.gz").symlink_to(flair.name)
+    with pytest.raises(InputError, match=r"X_flair\.nii\.gz: is the file of another sequence too"):
+        sequence_files(flair, ["flair", "t1", "t2"])
+    assert sequence_files(flair, ["flair", "t1"]) == {"flair": flair, "t1": tmp_path / "X_t1.nii.gz"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,21 @@ def test_only_label_maps_count_as_done(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}_{kind}.nii.gz").touch()
     assert [case["case"] for case in annotation.remaining] == ["b", "c"]
+
+
+def test_case_is_not_done_if_its_scan_is_newer(tmp_path: Path) -> None:
+    """The last of its sequences is replaced by a file that keeps an old date."""
+    annotation = annotation_in(tmp_path)
+    annotation.sequences = ["t1", "flair"]
+    label = tmp_path / "a/a_label.nii.gz"
+    label.parent.mkdir()
+    annotation.cases = [{"case": "a", "image": str(tmp_path / "a_t1.nii.gz")}]
+    Path(annotation.cases[0]["image"]).touch()
+    label.touch()
+    assert annotation.remaining == []
+    (tmp_path / "a_flair.nii.gz").touch()
+    os.utime(tmp_path / "a_flair.nii.gz", (0, 0))
+    assert annotation.remaining == annotation.cases
 
 
 def test_settings_are_part_of_the_mark(tmp_path: Path) -> None:

@@ -33,7 +33,12 @@ VISITS = [f"BraTS-GLI-{number:05d}-{visit:03d}" for number in range(8) for visit
         *((name, name) for name in ("BRATS_001", "case_00001", "hippocampus_001", "06SR5RBREL16DQ6M8LWS", "a")),
         *((name, "001") for name in ("patient001", "001", "patient001_0", "001_3", "patient001_frame01", "001_ED_img")),
         *((name, "A0S9V9") for name in ("A0S9V9", "A0S9V9_ES", "A0S9V9_sa_ED", "A0S9V9_2")),
-        *((name, "sub-01") for name in ("sub-01_ses-2", "sub-01_ses-02_run-1", "sub-01_visit3")),
+        *(
+            (name, "sub-01")
+            for name in ("sub-01_ses-2", "sub-01_ses-02_run-1", "sub-01_visit3", "sub-01_ses-pre", "sub-01")
+        ),
+        *((name, "brats_tcia_pat170") for name in ("brats_tcia_pat170_0002", "brats_tcia_pat170_0067")),
+        *(("UPENN-GBM-00001_21", "UPENN-GBM-00001"), ("UCSF-PDGM-0004_FU003d", "UCSF-PDGM-0004")),
     ],
 )
 def test_patient_of_a_name(name: str, patient: str) -> None:
@@ -42,6 +47,7 @@ def test_patient_of_a_name(name: str, patient: str) -> None:
 
 def test_version_of_a_case_is_of_its_patient_if_that_is_there() -> None:
     assert by_patient(["X", "X_1", "Y_1", "Y_2"]) == {"X": ["X", "X_1"], "Y_1": ["Y_1"], "Y_2": ["Y_2"]}
+    assert by_patient(["x", "X_1"]) == {"X_1": ["X_1", "x"]}
     assert by_patient(["a", "b", "c"], {"a": "7", "c": "7"}) == {"a": ["a", "c"], "b": ["b"]}
 
 

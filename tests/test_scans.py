@@ -122,6 +122,30 @@ def test_folder_of_one_case_is_that_scan(bundle: str, tmp_path: Path) -> None:
 
 
 @each_bundle
+def test_no_case_beside_others_is_left_out(bundle: str, tmp_path: Path) -> None:
+    """Neither those in a folder that is a case itself, nor one whose scan is no volume; results are no case."""
+    image, _ = CASE[bundle]
+    touch(
+        tmp_path, f"C/{image}", f"C/D/{image}", "C/out/run_inference_20260101_120000_000000.json", "C/out/D/E_seg.nii"
+    )
+    assert sorted(name[0] for name in names(bundle, tmp_path / "C")) == ["C", "D"]
+    touch(tmp_path, "C/F/scan.mha")
+    with pytest.raises(ValueError, match=r"case F: .*/C/F: holds no scan, other than the folders beside it"):
+        find(bundle, tmp_path / "C")
+
+
+@pytest.mark.parametrize("bundle", [name for name in NAMES if "brats" not in name])  # which name results after cases
+def test_results_of_one_case_after_another_have_places_of_their_own(bundle: str, tmp_path: Path) -> None:
+    image, _ = CASE[bundle]
+    touch(tmp_path, f"C/{image}", f"D/{image}")
+    root_folder = importlib.import_module(f"{package(bundle)}.data").root_folder
+    assert {root_folder(tmp_path / place) for place in ("", "C", f"D/{image}")} == {str(tmp_path)}
+    assert root_folder("/nowhere/to/be")  # MONAI Label has no such folder
+    (case,) = find(bundle, tmp_path / "D" / image)
+    assert case["case"] == ("D_ED" if "acdc" in bundle else "D")
+
+
+@each_bundle
 def test_two_files_for_one_scan_or_label(bundle: str, tmp_path: Path) -> None:
     """The label matters to trainings alone; what names a case twice by capital letters does too."""
     data = importlib.import_module(f"{package(bundle)}.data")

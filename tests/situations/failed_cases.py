@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.conftest import NAMES
-from tests.runs import copy
+from tests.runs import copy, run
 from tests.situations import Failed, Refused, Scene, Situation
 from tests.spoilt import cut
 
@@ -12,6 +12,12 @@ def unchecked(scene: Scene) -> None:
     """The first validation case breaks after the checks."""
     cut(scene.cases["validation"][0]["image"])
     scene.options["check_cases#_target_"] = "builtins.dict"
+
+
+def for_the_second_time(scene: Scene) -> None:
+    """The first validation case breaks after a run that segmented it."""
+    run(scene.bundle, "inference", data=scene.data, folder=scene.folder)
+    unchecked(scene)
 
 
 def unchecked_training(scene: Scene) -> None:
@@ -29,6 +35,7 @@ def several_sets(scene: Scene) -> None:
 
 SITUATIONS = [
     Situation("a scan breaks after the checks", unchecked, Failed(["Error"]), commands=["inference", "evaluate"]),
+    Situation("a scan has a mask of an earlier run", for_the_second_time, Failed(["Error"]), bundles=NAMES[2:3]),
     Situation(
         "a scan to validate on breaks after the checks",
         unchecked_training,

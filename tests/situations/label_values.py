@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 from tests.situations import Refused, Scene, Situation
@@ -26,7 +29,24 @@ def with_cavity(scene: Scene) -> None:
     rewrite(file, label)
 
 
+def of_the_decathlon(scene: Scene) -> None:
+    """The first validation case is one of Task01, re-organised: enhancing tumour is 3, and oedema comes first."""
+    of_2023(scene)
+    folder = Path(scene.cases["validation"][0]["image"]).parent
+    folder.rename(folder.with_name("BRATS_009"))
+    split = {"training": [case["case"] for case in scene.cases["training"]], "validation": ["BRATS_009"]}
+    (scene.folder / "split.json").write_text(json.dumps(split), encoding="utf-8")
+    scene.options["split_file"] = str(scene.folder / "split.json")
+
+
 SITUATIONS = [
+    Situation(
+        "labels of the Decathlon",
+        of_the_decathlon,
+        Refused(["BRATS_009", "where 1 is oedema and 2 the core: label_order [ED, NCR, ET] says so"]),
+        bundles=BRATS[:1],
+        commands=["evaluate"],
+    ),
     Situation(
         "labels of two conventions",
         of_2023,

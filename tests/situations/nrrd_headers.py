@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
+import nrrd
+import numpy as np
+
+from tests.runs import scan_files
 from tests.situations import Refused, Scene, Situation
 
 ONE = ["vnet_atrial_mri"]
@@ -28,7 +34,25 @@ def refused(name: str, value: str | None, rule: str) -> Situation:
     return Situation(title, field(name, value), Refused(["{case}", "{file}", rule]), bundles=ONE)
 
 
+def stack(scene: Scene) -> None:
+    """A datalist of a 4D file, whose grid MONAI and ITK read in different ways."""
+    images = [nibabel.load(file) for file in scan_files(scene.bundle, scene.cases["validation"][0])]
+    header = {"space": "left-posterior-superior", "kinds": ["domain"] * 3 + ["list"]}
+    directions = [*(-4 * np.eye(3)), np.full(3, np.nan)]
+    voxels = np.stack([np.asarray(image.dataobj) for image in images], axis=-1)
+    nrrd.write(str(scene.data / "s.nrrd"), voxels, header | {"space directions": np.array(directions)})
+    scene.options["dataset_dir"] = str(scene.data / "list.json")
+    record = {"case": "s", "image": "s.nrrd"}
+    Path(scene.options["dataset_dir"]).write_text(json.dumps({"unlabelled": [record]}), encoding="utf-8")
+
+
 SITUATIONS = [
+    Situation(
+        "a stack of sequences",
+        stack,
+        Refused(["case s: ", "s.nrrd: image must be a 3D volume"]),
+        bundles=["lachinov_distillation_brats_mri"],
+    ),
     refused("data file", "/dev/zero", "its voxels are in another file"),
     refused("space directions", None, "does not say how it lies in the patient"),
     refused("space units", '"cm" "cm" "cm"', "its unit must be mm"),

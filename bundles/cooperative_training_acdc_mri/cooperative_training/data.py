@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
@@ -19,7 +18,7 @@ from .cases import InputError
 from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
 from .lists import SPLITS, read_info, read_split_file
 from .patients import by_patient, check_patients, expanded
-from .scans import SUFFIXES, check_names, existing_folder, problem_of_name, scans_in, single_scan, stem
+from .scans import SUFFIXES, check_folders, check_names, existing_folder, problem_of_name, scans_in, single_scan, stem
 from .splits import drawn_split, published_split
 
 __all__ = ["SliceDataset", "evaluation_cases", "find_images", "read_split", "root_folder"]
@@ -28,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 SERIES = "_4d"
 CLEAN = "clean"
+IMAGES = ("ED_img", "ES_img")
 
 Case = dict[str, str]
 
@@ -165,16 +165,19 @@ def find_images(dataset_dir: str | Path) -> list[Case]:
 
     Raises:
         InputError: when `dataset_dir` does not exist or holds no NIfTI or NRRD volume, a file of another format is
-            given, two files could be one scan, two cases have one name, or an `Info.cfg` names a frame that is not
-            there.
+            given, a folder beside those of patients is none, two files could be one scan, two cases have one name, or
+            an `Info.cfg` names a frame that is not there.
     """
     if (scan := single_scan(dataset_dir)) is not None:
-        return [{"case": stem(scan), "image": str(scan)}]
+        name = stem(scan)
+        return [{"case": f"{scan.parent.name}_{name[:2]}" if name in IMAGES else name, "image": str(scan)}]
     root = existing_folder(dataset_dir)
     alone = is_reorganised(root) or (root / "Info.cfg").is_file()
-    patients = [root] if alone else [folder for folder in patient_folders(root).values() if is_patient(folder)]
-    frames = [case for case in labelled_cases(patients) if os.path.lexists(case["image"])]
-    cases = [{"case": case["case"], "image": case["image"]} for case in frames]
+    folders = patient_folders(root).values()
+    patients = [folder for folder in folders if is_patient(folder)]
+    check_folders(folders, patients)
+    patients += [root] if alone else []
+    cases = [{"case": case["case"], "image": case["image"]} for case in labelled_cases(patients)]
     flat = [] if alone else [path for path in scans_in(root) if not stem(path).lower().endswith(SERIES)]
     cases += [{"case": stem(path), "image": str(path)} for path in flat]
     if not cases:
@@ -184,9 +187,13 @@ def find_images(dataset_dir: str | Path) -> list[Case]:
 
 
 def root_folder(dataset_dir: str | Path) -> str:
-    """Returns `dataset_dir`, or the folder of a single volume: below it, results are placed as the scans are."""
+    """Returns the folder below which results are placed as the scans are.
+
+    It is `dataset_dir`, or the folder of a single volume; of one re-organised patient, the folder that it lies in.
+    """
     root = Path(dataset_dir).absolute()
-    return str(root.parent if root.is_file() else root)
+    folder = root.parent if root.is_file() else root
+    return str(folder.parent if folder.is_dir() and is_reorganised(folder) else folder)
 
 
 class SliceDataset(Dataset):

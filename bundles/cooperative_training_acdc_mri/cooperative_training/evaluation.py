@@ -17,7 +17,7 @@ from monai.transforms import Compose
 
 from .cases import Case, InputError, case_name
 from .files import write_table
-from .writing import check_outputs
+from .writing import check_outputs, layouts_of
 
 __all__ = ["CaseError", "CaseEvaluator", "CaseLoader", "CaseTable", "CaseTransforms", "Row", "voxel_volume"]
 
@@ -108,7 +108,8 @@ class CaseLoader(DataLoader):
 class CaseEvaluator(SupervisedEvaluator):
     """Evaluator of a data set with its cases in `data`, one to a batch, that goes on when one fails.
 
-    A failed case has no output for handlers; `state.failures` has its name and what was wrong.
+    A failed case has no output for handlers; `state.failures` has its name and what was wrong. What an earlier run has
+    left of it is set aside, see `writing.ScanLayout.set_aside`.
 
     Args:
         args: those of MONAI's evaluator.
@@ -122,6 +123,7 @@ class CaseEvaluator(SupervisedEvaluator):
         super().__init__(*args, **kwargs)
         self.cases: list[Case] = self.data_loader.dataset.data
         self.state.failures = {}
+        self.layouts = layouts_of(kwargs.get("postprocessing"))
         check_outputs(self.cases, kwargs.get("postprocessing"))
 
     def fail(self, error: BaseException) -> None:
@@ -138,8 +140,16 @@ class CaseEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         except Exception as error:
             self.fail(error)
+            self._set_aside()
         self.state.batch = []
         return []
+
+    def _set_aside(self) -> None:
+        for layout in self.layouts:
+            try:
+                layout.set_aside(self.cases[self.state.iteration - 1])
+            except OSError as error:
+                logger.warning("A result of an earlier run stays: %s", reason(error))
 
     def run(self, global_epoch: int = 1) -> None:
         """Works on all cases.

@@ -80,7 +80,7 @@ def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None 
     """
     if is_expression(value):
         return value
-    if name in PATHS and not (defaults[0] is False and isinstance(literal_of(value), bool)):
+    if name in PATHS and not all(isinstance(default, bool) for default in defaults):
         return _path(name, value, typed)
     if name == "device":
         return _device(value)

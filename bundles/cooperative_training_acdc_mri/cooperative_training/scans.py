@@ -15,6 +15,7 @@ from .cases import InputError
 
 __all__ = [
     "SUFFIXES",
+    "check_folders",
     "check_names",
     "existing_folder",
     "find_volume",
@@ -36,7 +37,7 @@ STRAY = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "
 # How names of label maps end, and of what a bundle of this collection writes beside scans.
 DERIVED = re.compile(
     r"(.+?)[_-](seg|segmentation|gt|label|labels|mask|atrium|tumour|unc_(?:spread|enhance|core|whole)|probabilities|soft"
-    r"|spread|disagreement)",
+    r"|spread|disagreement)(?:_previous)?",
     re.IGNORECASE,
 )
 
@@ -77,12 +78,32 @@ def existing_folder(folder: str | Path, name: str = "dataset_dir") -> Path:
 
 
 def folders_in(root: Path) -> list[Path]:
-    """The visible folders in `root`, sorted.
+    """The visible folders in `root`, sorted, without those of results, which hold the record of a run and no scan.
 
     Raises:
         InputError: when `root` cannot be read, or a link in it leads nowhere.
     """
-    return [path for path in _reachable(root) if path.is_dir()]
+    return [path for path in _reachable(root) if path.is_dir() and not _is_of_results(path)]
+
+
+def _is_of_results(folder: Path) -> bool:
+    volumes = [path for path in folder.glob("*") if is_volume(path) and not DERIVED.fullmatch(stem(path))]
+    return not volumes and any(folder.glob("run_*_*.json"))
+
+
+def check_folders(folders: Iterable[Path], cases: Collection[Path]) -> None:
+    """Checks that all folders are cases if some are: a case without its scan must not go unnoticed.
+
+    Args:
+        folders: beside each other.
+        cases: those of them with what makes a case.
+
+    Raises:
+        InputError: naming the others.
+    """
+    rule = "holds no scan, other than the folders beside it: complete it, or move it elsewhere"
+    if cases and (others := [folder for folder in folders if folder not in cases]):
+        raise InputError((folder.name, str(folder), rule) for folder in others)
 
 
 def _reachable(root: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 from .cases import Case, InputError, case_name
 from .data import soft_label_file
 from .ensemble import Ensemble
-from .files import write_text
+from .files import newer, write_text
 
 __all__ = ["Annotation", "file_digest"]
 
@@ -27,8 +27,8 @@ def file_digest(path: str | Path) -> str:
 class Annotation:
     """What the ensemble leaves in its folder.
 
-    `<case>/<case>_{soft,spread,label}.nii.gz`, in this order, so that a case with a label map is done; and
-    `ensemble.json`, which tells whose they are.
+    `<case>/<case>_{soft,spread,label}.nii.gz`, in this order, so that a case with a label map is done, unless its
+    scan has been written to since; and `ensemble.json`, which tells whose they are.
 
     Args:
         cases: all scans, as `data.find_scans` lists them.
@@ -50,7 +50,8 @@ class Annotation:
     @property
     def remaining(self) -> list[Case]:
         """The cases that are not done yet."""
-        return [case for case in self.cases if not self.file(case_name(case), "label").is_file()]
+        labels = [(case, self.file(case_name(case), "label")) for case in self.cases]
+        return [case for case, label in labels if not label.is_file() or newer(case["image"], label)]
 
     def run(self, evaluator: Any) -> None:
         """Marks the folder as this ensemble's, and lets the `evaluator` of the remaining cases run.

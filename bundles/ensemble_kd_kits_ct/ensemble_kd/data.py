@@ -13,7 +13,17 @@ import numpy as np
 from .cases import InputError
 from .lists import SPLITS, lists_of, read_info, read_json, read_split_file
 from .patients import by_patient, check_patients, expanded
-from .scans import SUFFIXES, check_names, existing_folder, find_volume, folders_in, scans_in, single_scan, stem
+from .scans import (
+    SUFFIXES,
+    check_folders,
+    check_names,
+    existing_folder,
+    find_volume,
+    folders_in,
+    scans_in,
+    single_scan,
+    stem,
+)
 from .writing import safe_name
 
 __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "soft_label_file", "with_soft_labels"]
@@ -182,8 +192,8 @@ def find_scans(
         Cases `{"case", "image"}`, sorted by name.
 
     Raises:
-        InputError: when there is no volume, a file of another format is given, two files could be one scan, two cases
-            have one name, or as `read_split`.
+        InputError: when there is no volume, a file of another format is given, a folder beside those of cases holds
+            none, two files could be one scan, two cases have one name, or as `read_split`.
     """
     root = Path(dataset_dir).absolute()
     if split_file is not None:
@@ -194,10 +204,12 @@ def find_scans(
         logger.info("%s: every list is taken, %s", root, counts)
         found = [case for cases in lists.values() for case in cases]
     elif (scan := single_scan(root)) is not None:
-        found = [{"case": stem(scan), "image": str(scan)}]
+        found = [{"case": scan.parent.name if stem(scan).lower() == "imaging" else stem(scan), "image": str(scan)}]
     else:
         alone = _cases_of(existing_folder(root), frames)
-        found = [case for folder in folders_in(root) for case in _cases_of(folder, frames)] + alone
+        cases = {folder: _cases_of(folder, frames) for folder in folders_in(root)}
+        check_folders(cases, [folder for folder, held in cases.items() if held])
+        found = [case for held in cases.values() for case in held] + alone
         flat = [] if alone else scans_in(root, others=[case["case"] for case in found])
         found += [{"case": stem(path), "image": str(path)} for path in flat]
     if not found:
@@ -209,14 +221,16 @@ def find_scans(
 def root_folder(dataset_dir: str | Path) -> str:
     """Returns the folder below which results take the places of the scans.
 
-    It is `dataset_dir`, that of a single file, or the one that holds all scans of a datalist.
+    It is `dataset_dir`, that of a single file, or the one that holds all scans of a datalist; if that is the folder of
+    one case of KiTS, the folder that it lies in.
     """
     root = Path(dataset_dir).absolute()
+    folder = root if root.is_dir() else root.parent
     if _is_datalist(root):
         lists, _ = _datalist(root, labelled=False)
         folders = [Path(case["image"]).parent for cases in lists.values() for case in cases]
-        return os.path.commonpath(folders or [root.parent])
-    return str(root if root.is_dir() else root.parent)
+        folder = Path(os.path.commonpath(folders or [folder]))
+    return str(folder.parent if folder.is_dir() and find_volume(folder, "imaging") else folder)
 
 
 def soft_label_file(folder: str | Path, case: str, *, kind: str = "soft") -> Path:

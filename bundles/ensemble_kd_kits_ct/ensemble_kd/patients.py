@@ -17,9 +17,12 @@ NAMES = [
     for pattern in (
         r"(brats-.+-\d+)-\d+",  # BraTS from 2023 on: BraTS-GLI-00001-001
         r"(brats1\d_[a-z0-9]+_[a-z0-9]+)_\d+",  # BraTS to 2019: Brats17_TCIA_101_1
+        r"(brats_.+_pat\d+)_\d+",  # BraTS 2015: brats_tcia_pat170_0002
+        r"(sub-[a-z0-9]+)(?:_.+)?",  # BIDS: sub-01_ses-pre
+        r"((?:ucsf-pdgm|upenn-gbm)-\d+)_.+",  # UPENN-GBM-00001_21
         r"(?:patient)?(\d{3})(?:_[sl]ax?)?(?:_\d+)?",  # ACDC, M&Ms-2; versions of it: patient001_0
         r"([a-z]\d[a-z]\d[a-z]\d)(?:_[sl]ax?)?(?:_\d+)?",  # M&Ms: A0S9V9
-        r"(.+?)[_-](?:ses|session|visit|timepoint|tp|week|fu|followup)[_-]?\d+(?:[_.-].*)?",  # BIDS: sub-01_ses-02
+        r"(.+?)[_-](?:ses|session|visit|timepoint|tp|week|fu|followup)[_-]?\d+(?:[_.-].*)?",  # 01_visit2
     )
 ]
 FRAME = re.compile(r"_(frame\d+|E[DS](_img)?)$", re.IGNORECASE)
@@ -30,14 +33,14 @@ def patient_of(name: str, known: Collection[str] = ()) -> str:
 
     Args:
         name: of the case.
-        known: names of cases: `X_1` is of the patient of `X`, if there is one.
+        known: names of cases in small letters: `X_1` is of the patient of `X`, if there is one.
     """
     bare = FRAME.sub("", name)
     for pattern in NAMES:
         if match := pattern.fullmatch(bare):
             return match[1].casefold()
-    base = re.sub(r"_\d+$", "", bare)
-    return (base if base in known else bare).casefold()
+    base = re.sub(r"_\d+$", "", bare).casefold()
+    return base if base in known else bare.casefold()
 
 
 def by_patient(names: Sequence[str], patients: Mapping[str, str] | None = None) -> dict[str, list[str]]:
@@ -50,7 +53,7 @@ def by_patient(names: Sequence[str], patients: Mapping[str, str] | None = None) 
     told = patients or {}
     first: dict[str, str] = {}
     groups: dict[str, list[str]] = {}
-    known = set(names)
+    known = {name.casefold() for name in names}
     for name in sorted(names):
         leader = first.setdefault(told.get(name) or patient_of(name, known), name)
         groups.setdefault(leader, []).append(name)

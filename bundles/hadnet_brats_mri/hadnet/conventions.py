@@ -21,6 +21,7 @@ __all__ = ["LabelConvention"]
 logger = logging.getLogger(__name__)
 
 FROM_2023 = re.compile(r"BraTS-[A-Za-z-]+-\d+-\d+", re.IGNORECASE)
+DECATHLON = re.compile(r"BRATS_\d{3}", re.IGNORECASE)
 CAVITY = (
     "in BraTS 2024 4 is the resection cavity, which is no class here: set it to 0 in copies of the labels; "
     "if 4 is enhancing tumour, label_order [NCR, ED, NCR, ET] says so"
@@ -86,6 +87,11 @@ class LabelConvention:
             yield f"has {found[0]} for enhancing tumour, and {chosen} has case {example}; {rule}; {CAVITY}"
         elif found == [4] and FROM_2023.match(Path(str(case[self.label])).name):
             yield f"holds 4, and its name is of 2023 or later, where enhancing tumour is 3; {CAVITY}"
+        elif len(label_sets(group[1])) > 1 and found != [4] and DECATHLON.fullmatch(case_name(case)):
+            yield (
+                "is called as those of the Decathlon, where 1 is oedema and 2 the core: label_order [ED, NCR, ET] says "
+                "so, or [NCR, ED, ET] that it is not"
+            )
 
     def added_to(self, further: Further) -> Further:
         """Returns a check of `cases.check_cases` that looks at the label map too."""

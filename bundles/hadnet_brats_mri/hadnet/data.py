@@ -12,7 +12,7 @@ from monai.data import partition_dataset_classes
 from .cases import InputError
 from .lists import SPLITS, read_split_file
 from .patients import by_patient, check_patients, expanded
-from .scans import check_names, existing_folder, folders_in, scans_in, single_scan, stem, visible
+from .scans import check_folders, check_names, existing_folder, folders_in, scans_in, single_scan, stem, visible
 
 __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "sequence_files"]
 
@@ -69,11 +69,17 @@ def sequence_files(image: str | Path, sequences: Sequence[str]) -> dict[str, Pat
         it is one volume of them all.
 
     Raises:
-        InputError: when several files could be one sequence.
+        InputError: when several files could be one sequence, or one file, by links, is two.
     """
     path = Path(image).absolute()
     beginning = _beginning(path, [*ENDINGS, *sequences])
-    return None if beginning is None else {name: _find(path.parent, name, beginning) for name in sequences}
+    if beginning is None:
+        return None
+    files = {name: _find(path.parent, name, beginning) for name in sequences}
+    last = {file.resolve(): name for name, file in files.items()}
+    if twice := [name for name, file in files.items() if last[file.resolve()] != name]:
+        raise InputError((path.parent.name, str(files[name]), "is the file of another sequence too") for name in twice)
+    return files
 
 
 def _is_case(folder: Path, sequences: Sequence[str]) -> bool:
@@ -131,6 +137,7 @@ def read_split(
         groups = by_patient(list(folders))
         if len(groups) < 2:
             raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
+        check_folders(folders.values(), [path for path in folders.values() if _is_case(path, [*sequences, "label"])])
         leaders = {name: folder for name, folder in folders.items() if name in groups}
         named = expanded(_drawn(leaders, validation=validation, seed=seed), groups)
     else:
@@ -179,17 +186,19 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
         Cases `{"case", "image"}`, sorted by name.
 
     Raises:
-        InputError: when `dataset_dir` does not exist or holds no NIfTI volume, a file of another format is given, two
-            files could be one scan or sequence, or two cases have one name.
+        InputError: when `dataset_dir` does not exist or holds no NIfTI volume, a file of another format is given, a
+            folder beside those of cases holds no scan, two files could be one scan or sequence, or two cases have one
+            name.
     """
     path = Path(dataset_dir).absolute()
     if single_scan(path, suffixes=SUFFIXES) is not None:
         single_scan(path, suffixes=SUFFIXES, others=_starts(path.parent, sequences))
         return [_scan(path, [name for name in (*ENDINGS, *sequences) if name != "label"])]
     root = existing_folder(dataset_dir)
-    alone = _is_case(root, sequences)
-    folders = {root.name: root} if alone else _case_folders(root, sequences)
-    found = [folder for folder in folders.values() if _is_case(folder, sequences)]
+    folders = _case_folders(root, sequences).values()
+    found = [folder for folder in folders if _is_case(folder, sequences)]
+    check_folders(folders, found)
+    found += [root] if _is_case(root, sequences) else []
     cases = [case for folder in found for case in _scans_beside(folder, sequences)]
     every = [*ENDINGS, *sequences]
     others = {case["case"] for case in cases} | _starts(root, sequences)

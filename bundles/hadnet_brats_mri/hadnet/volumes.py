@@ -43,7 +43,8 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
 
     Args:
         path: the file.
-        dimensions: numbers of axes that it may have; the first three are those of space.
+        dimensions: numbers of axes that a NIfTI file may have; the first three are those of space. NRRD files must have
+            these alone.
 
     Returns:
         The volume, in memory: its `dataobj` is an array of the stored type, or float32 where the header has a scale;
@@ -130,9 +131,9 @@ class LoadVolumed(LoadImaged):
         self.register(_Reader())
 
 
-def _read_nrrd(file: Path, dimensions: Sequence[int]) -> Nifti1Image:
+def _read_nrrd(file: Path, _: Sequence[int]) -> Nifti1Image:
     voxels, affine = read_nrrd(file)
-    _check_voxels(voxels.dtype, voxels.shape, dimensions)
+    _check_voxels(voxels.dtype, voxels.shape, [3])  # of others, the affine says nothing
     _check_grid(affine, voxels.shape)
     return Nifti1Image(_native(voxels), affine, dtype=voxels.dtype)
 

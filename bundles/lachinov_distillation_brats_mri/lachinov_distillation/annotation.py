@@ -11,9 +11,10 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from .cases import Case, InputError, case_name
+from .data import sequence_files
 from .datalist import write_datalist
 from .ensemble import Ensemble
-from .files import write_text
+from .files import newer, write_text
 from .writing import safe_name
 
 __all__ = ["Annotation"]
@@ -27,7 +28,8 @@ class Annotation:
     """What an annotation run leaves in its folder, and how it goes on after an interruption.
 
     `<case>/<case>_{soft,disagreement,label}.nii.gz` in this order, so a case with a label map is done; then
-    `datalist.json` for the student's training. `ensemble.json` tells which ensemble the folder is of.
+    `datalist.json` for the student's training. `ensemble.json` tells which ensemble the folder is of. A scan that has
+    been written to since is annotated again.
 
     Args:
         cases: all scans to annotate, as `datalist.unlabelled_cases` lists them.
@@ -35,16 +37,25 @@ class Annotation:
         ensemble: the ensemble.
         settings: what else must be the same in all of a folder's annotations.
         soft: whether region probabilities are saved too.
+        sequences: those of the scans.
     """
 
     def __init__(
-        self, cases: Sequence[Case], *, output_dir: str, ensemble: Ensemble, settings: Any = None, soft: bool = False
+        self,
+        cases: Sequence[Case],
+        *,
+        output_dir: str,
+        ensemble: Ensemble,
+        settings: Any = None,
+        soft: bool = False,
+        sequences: Sequence[str] = (),
     ) -> None:
         self.cases = list(cases)
         self.folder = Path(output_dir)
         self.ensemble = ensemble
         self.settings = settings
         self.soft = soft
+        self.sequences = list(sequences)
 
     def file(self, case: Case, kind: str) -> Path:
         """Returns where the `label`, `soft` or `disagreement` map of a case lies."""
@@ -54,7 +65,12 @@ class Annotation:
     @property
     def remaining(self) -> list[Case]:
         """The cases that are not annotated yet."""
-        return [case for case in self.cases if not self.file(case, "label").is_file()]
+        return [case for case in self.cases if not self._is_done(case)]
+
+    def _is_done(self, case: Case) -> bool:
+        label, image = self.file(case, "label"), Path(case["image"])
+        scan = [image, *(sequence_files(image, self.sequences) or {}).values()]
+        return label.is_file() and not any(newer(file, label) for file in scan)
 
     def start(self) -> None:
         """Marks the folder with the ensemble, whose weights must be there.
@@ -78,7 +94,7 @@ class Annotation:
 
     def finish(self, engine: Engine | None = None) -> None:
         """Writes the datalist of all annotated cases; those that failed are not in it."""
-        records = [self._record(case) for case in self.cases if self.file(case, "label").is_file()]
+        records = [self._record(case) for case in self.cases if self._is_done(case)]
         write_datalist(self.folder / "datalist.json", {"training": records})
         logger.info("%d annotated cases are listed in %s", len(records), self.folder / "datalist.json")
 

@@ -9,7 +9,7 @@ import numpy as np
 from .cases import InputError
 from .lists import read_split_file
 from .patients import by_patient, check_patients, expanded
-from .scans import check_names, existing_folder, find_volume, folders_in, scans_in, single_scan, stem
+from .scans import check_folders, check_names, existing_folder, find_volume, folders_in, scans_in, single_scan, stem
 
 __all__ = ["find_images", "read_split", "root_folder"]
 
@@ -58,6 +58,8 @@ def read_split(
         groups = by_patient(list(folders))
         if len(groups) < 2:
             raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
+        labelled = [folder for folder in folders.values() if find_volume(folder, image) or find_volume(folder, label)]
+        check_folders(folders.values(), labelled)
         shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
         count = max(1, round(validation * len(groups)))
         named = expanded({"training": shuffled[count:], "validation": shuffled[:count]}, groups)
@@ -87,23 +89,30 @@ def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[
 
     Raises:
         InputError: when `dataset_dir` does not exist or holds no NRRD or NIfTI volume, a file of another format is
-            given, two files could be one scan, or two cases have one name.
+            given, a folder beside those of cases holds no scan, two files could be one scan, or two cases have one
+            name.
     """
     if (alone := single_scan(dataset_dir)) is not None:
-        return [{"case": stem(alone), "image": str(alone)}]
+        name = stem(alone)
+        return [{"case": alone.parent.name if name.lower() == image else name, "image": str(alone)}]
     root = existing_folder(dataset_dir)
-    if (scan := find_volume(root, image, suffixes=SUFFIXES)) is not None:
-        return [{"case": root.name, "image": str(scan)}]
-    found = {folder.name: find_volume(folder, image, suffixes=SUFFIXES) for folder in folders_in(root)}
-    cases = [{"case": name, "image": str(path)} for name, path in found.items() if path is not None]
-    cases += [{"case": stem(path), "image": str(path)} for path in scans_in(root, others=[c["case"] for c in cases])]
+    folders = folders_in(root)
+    found = {folder: path for folder in [root, *folders] if (path := find_volume(folder, image)) is not None}
+    check_folders(folders, found.keys() - {root})
+    cases = [{"case": folder.name, "image": str(path)} for folder, path in found.items()]
+    flat = [] if root in found else scans_in(root, others=[case["case"] for case in cases])
+    cases += [{"case": stem(path), "image": str(path)} for path in flat]
     if not cases:
         raise InputError([("", str(root), f"holds neither <case>/{image}.* nor a volume {' '.join(SUFFIXES)}")])
     check_names(cases)
     return sorted(cases, key=lambda case: case["case"])
 
 
-def root_folder(dataset_dir: str | Path) -> str:
-    """Returns `dataset_dir`, or the folder it lies in when it is a single volume; results keep their place below it."""
+def root_folder(dataset_dir: str | Path, *, image: str = "lgemri") -> str:
+    """Returns the folder below which results keep the places of the scans.
+
+    It is `dataset_dir`, or the folder of a single volume; of one case, the folder that it lies in.
+    """
     root = Path(dataset_dir).absolute()
-    return str(root.parent if root.is_file() else root)
+    folder = root.parent if root.is_file() else root
+    return str(folder.parent if folder.is_dir() and find_volume(folder, image) else folder)

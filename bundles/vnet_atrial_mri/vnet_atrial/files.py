@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["atomic_write", "write_table", "write_text"]
+__all__ = ["atomic_write", "newer", "write_table", "write_text"]
 
 LONGEST_NAME = 200
 
@@ -40,6 +40,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def newer(file: str | Path, result: Path) -> bool:
+    """Returns whether a file, if it is there, was replaced, written to or touched after a result was written."""
+    return Path(file).exists() and Path(file).stat().st_ctime_ns > result.stat().st_mtime_ns
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from numpy.typing import NDArray
 from .cases import Case, InputError, case_name
 from .files import atomic_write
 
-__all__ = ["ScanGridWriter", "ScanLayout", "check_outputs", "file_stem", "safe_name", "scan_of_case", "write_volume"]
+__all__ = [
+    "ScanGridWriter",
+    "ScanLayout",
+    "check_outputs",
+    "file_stem",
+    "layouts_of",
+    "safe_name",
+    "scan_of_case",
+    "write_volume",
+]
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 SUFFIXES = re.compile(r"(\.nii|\.nrrd)?(\.gz)?$", re.IGNORECASE)
@@ -97,6 +107,18 @@ class ScanLayout(FolderLayoutBase):
         """Returns the file of a case."""
         return self.filename(scan_of_case(case["image"], case_name(case)) if self.by_case else case["image"])
 
+    def set_aside(self, case: Case) -> None:
+        """Renames the file that an earlier run has left of a case, if any, to `..._previous<extension>`."""
+        file = self.of(case)
+        with suppress(FileNotFoundError):
+            file.replace(file.with_name(f"{file_stem(file)}_previous{self.extension}"))
+
+
+def layouts_of(postprocessing: Any) -> list[ScanLayout]:
+    """Returns the layouts by which transforms save, see `check_outputs`."""
+    savers = [step.saver for step in getattr(postprocessing, "transforms", ()) if isinstance(step, SaveImaged)]
+    return [saver.folder_layout for saver in savers if isinstance(saver.folder_layout, ScanLayout)]
+
 
 def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
     """Checks that no two cases share a name or a file that `postprocessing` writes, and none is written beside scans.
@@ -109,11 +131,9 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
         InputError: when they do.
     """
     listed = [case for case in cases if isinstance(case.get("image"), str | Path)]
-    savers = [step.saver for step in getattr(postprocessing, "transforms", ()) if isinstance(step, SaveImaged)]
-    layouts = [saver.folder_layout for saver in savers if isinstance(saver.folder_layout, ScanLayout)]
     problems = list(_shared("name", [(case, safe_name(case_name(case))) for case in listed]))
     folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
-    for layout in layouts:
+    for layout in layouts_of(postprocessing):
         files = [(case, layout.of(case)) for case in listed]
         problems += _shared("file", [(case, str(file)) for case, file in files])
         rule = "its results would lie beside scans: choose another output_dir"
