@@ -126,13 +126,13 @@ def stages(
             if any(name in settings and settings[name] == value for name, value in stage.get("unless", {}).items()):
                 continue
             added = [] if stage.get("alone") else scenario.get("config", [])
-            names = [*stage["config"], *extra, *added]
-            files = [_from_here(folder / "configs" / name) for name in names]
+            files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *extra, *added]]
             config_file = files[0] if len(files) == 1 else _literal(files)
             command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
-            known_ids = {key.lstrip("+").partition("::")[0] for file in files for key in _yaml(file)}
+            contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files]
+            ids = {key.lstrip("+").partition("::")[0] for content in contents for key in content}
             for name, value in settings.items():
-                if name.partition("#")[0] in known_ids:  # what a stage does not have is refused
+                if name.partition("#")[0] in ids:  # what a stage does not have is refused
                     command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
             renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
             found.append(Stage(stage["title"].format(**known), command, renewed))
@@ -260,14 +260,12 @@ def _recipe(bundle: str) -> tuple[Path, Recipe]:
     known = {folder.name: (folder, file) for folder, file in recipes.items() if file.is_file()}
     if bundle not in known:
         raise ValueError(f"no demo for bundle {bundle!r}; there are demos for: {', '.join(known)}")
-    folder, file = known[bundle]
-    return folder, yaml.safe_load(file.read_text())
+    return known[bundle][0], yaml.safe_load(known[bundle][1].read_text())
 
 
 def _file(pattern: str) -> Path:
     """The first file of `pattern`, whose last part may hold wildcards."""
-    found = sorted(Path(pattern).parent.glob(Path(pattern).name))
-    if not found:
+    if not (found := sorted(Path(pattern).parent.glob(Path(pattern).name))):
         raise FileNotFoundError(f"no file {pattern}")
     return found[0]
 
@@ -283,11 +281,6 @@ def _filled(value: Any, places: Places) -> Any:
     if isinstance(value, Mapping):
         return {name: _filled(part, places) for name, part in value.items()}
     return value.format(**places) if isinstance(value, str) else value
-
-
-def _yaml(file: str | Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    return content
 
 
 def _literal(value: Any) -> str:
