@@ -6,7 +6,9 @@ import filecmp
 import json
 import logging
 import os
+import re
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -38,6 +40,7 @@ def label(
     host: str = "127.0.0.1",
     port: int = 8000,
     origins: str | Sequence[str] = (),
+    token: str | None = None,
     environment: str | None = None,
     **conf: object,
 ) -> None:
@@ -51,18 +54,25 @@ def label(
         app: folder of the server's own: copies of the bundles, logs.
         bundles: names or folders of bundles, for example vnet_atrial_mri,hadnet_brats_mri. Default: those in bundles/
             that have weights.
-        host: address to listen at; 0.0.0.0 lets other machines in, without any password.
+        host: address to listen at; 0.0.0.0 lets other machines in.
         port: port to listen at.
-        origins: other sites whose pages may use the server, for example http://viewer:3000. Default: its own viewer.
+        origins: other sites whose pages may use the server, for example http://viewer:3000, and other names of its own.
+            Default: its own viewer.
+        token: what every request must have, at least 8 letters, digits, `-` or `_`: `Authorization: Bearer TOKEN`, or
+            `?token=TOKEN` in the address of the web viewer, or the password that 3D Slicer asks for. Default: the
+            environment variable LABEL_TOKEN, else none.
         environment: virtual environment of the server. Default: .venv-label.
         conf: settings of MONAI Label's bundle app: skip_trainers, preload, epistemic_model, epistemic_max_samples,
             epistemic_simulation_size, epistemic_dropout; for example --skip_trainers true.
 
     Raises:
-        ValueError: an option does not exist, the server is not installed, there are no scans, or a bundle is none or
-            lacks its weights.
+        ValueError: an option does not exist, the token is too simple, the server is not installed, there are no scans,
+            or a bundle is none or lacks its weights.
     """
-    require_text(studies=studies, app=app, host=host, environment=environment)
+    require_text(studies=studies, app=app, host=host, token=token, environment=environment)
+    token = os.environ.get("LABEL_TOKEN", "") if token is None else token
+    if not re.fullmatch(r"[\w-]{8,}" if token else "", token, re.ASCII):
+        raise ValueError("the token must be at least 8 letters, digits, - or _")
     if unknown := sorted(conf.keys() - {*SETTINGS}):
         raise ValueError(f"there is no option --{unknown[0]}; see --help, further settings are {', '.join(SETTINGS)}")
     folder = ENVIRONMENT if environment is None else Path(environment).absolute()
@@ -75,13 +85,17 @@ def label(
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
     command += ["--host", host, "--port", str(port)]
     own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
-    for name, value in {"models": ",".join(served), "origins": ",".join([*own, *names(origins)]), **conf}.items():
+    settings = {"models": ",".join(served), "origins": ",".join([*own, *names(origins)])}
+    settings["hosts"] = ",".join([host, socket.gethostname(), socket.getfqdn()])
+    for name, value in {**settings, **conf}.items():
         command += ["--conf", name, str(value)]
+    if not token and host not in ("127.0.0.1", "localhost", "::1"):
+        logger.warning("WARNING: whoever reaches %s:%s sees all scans and changes labels: give --token", host, port)
     logger.info("Starting MONAI Label at http://%s:%s/ (stop it with Ctrl+C)\n%s", host, port, " ".join(command))
     sys.stdout.flush()
     # Its own programs (torchrun, itkimage2segimage) are found by name.
     search_path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
-    os.execve(command[0], command, {**os.environ, "PATH": search_path})
+    os.execve(command[0], command, {**os.environ, "PATH": search_path, "LABEL_TOKEN": token})
 
 
 def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:
@@ -107,8 +121,10 @@ def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:
             raise ValueError(f"{folder}/models/model.pt: there are no such weights, train, convert or download them")
     for folder in sources:
         _copy_bundle(folder, target / "model" / folder.name)
-    with replacing(target / "main.py") as partial:
-        shutil.copyfile(Path(__file__).with_name("app.py"), partial)
+    own = Path(__file__).parent
+    for source, name in [(own / "app.py", "main.py"), *((file, f"lib/{file.name}") for file in own.glob("lib/*.py"))]:
+        with replacing(target / name) as partial:
+            shutil.copyfile(source, partial)
     return [folder.name for folder in sources]
 
 
