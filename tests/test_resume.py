@@ -178,10 +178,9 @@ def test_weights_of_a_diverged_training_are_not_saved(tmp_path: Path) -> None:
     engine = Engine(lambda engine, _: engine.state.metrics.update(dice=0.5))
     engine.state.key_metric_name = "dice"
     resume.BestModel(network, str(path)).attach(engine)
-    with pytest.raises(FloatingPointError, match="model.pt: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"model\.pt: lower the learning rate"):
         engine.run([0])
     assert list(tmp_path.iterdir()) == []
-
 
 
 @pytest.mark.parametrize("name", RESUMED)

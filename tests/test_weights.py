@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, small and expand, or hold what no network takes; the module is the same in all bundles."""
+"""Files of weights that are damaged, or small and expand, or hold what no network takes; one module in all bundles."""
 
 from __future__ import annotations
 
