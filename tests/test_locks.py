@@ -18,10 +18,13 @@ import torch
 
 from tests.conftest import NAMES, NamedPath, package
 from tests.runs import copy, refusal, run
+from tools.files import replacing
 
 BUNDLE = NAMES[-1]
 PACKAGE = package(BUNDLE)  # these modules are identical in every bundle
-locks, record, resume = (importlib.import_module(f"{PACKAGE}.{name}") for name in ("locks", "record", "resume"))
+files, locks, record, resume = (
+    importlib.import_module(f"{PACKAGE}.{name}") for name in ("files", "locks", "record", "resume")
+)
 InputError = importlib.import_module(f"{PACKAGE}.cases").InputError
 FORK = multiprocessing.get_context("fork")
 
@@ -114,9 +117,12 @@ def test_links_to_a_folder_are_the_folder(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "model.pt").mkdir()
-    for path in (tmp_path / "file/model.pt", tmp_path / "model.pt"):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / ".linked.pt.lock").symlink_to(tmp_path / "file")
+    for path in (tmp_path / "file/model.pt", *(tmp_path / f"{name}.pt" for name in ("model", "pipe", "linked"))):
         with pytest.raises(InputError, match=f"{path}: cannot be written"):
             locks.hold([path])
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 def test_a_file_system_without_locks(
@@ -127,6 +133,22 @@ def test_a_file_system_without_locks(
     assert "there are no locks here" in caplog.text
     locks.release([tmp_path / "model.pt"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_device_is_replaced(tmp_path: Path) -> None:
+    """By a file: not by the bundles' writer, nor by that of the tools; a pipe stands for /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for write in (files.atomic_write, replacing):
+        with pytest.raises(FileExistsError, match="something that is no file is there"), write(pipe):
+            pass
+    assert pipe.is_fifo()
+
+
+def test_state_and_weights_are_two_files(phantoms: NamedPath, tmp_path: Path) -> None:
+    file = str(tmp_path / "model.pt")
+    given = {"data": phantoms(BUNDLE), "folder": tmp_path, "weights": file, "state_file": file}
+    assert "is to hold the weights and the state" in refusal(BUNDLE, "train", **given)
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:

@@ -171,6 +171,18 @@ RESUMED: dict[str, tuple[float | None, list[float], list[float]]] = {
 }
 
 
+def test_weights_of_a_diverged_training_are_not_saved(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    network = nn.Linear(1, 1)
+    nn.init.constant_(network.weight, torch.nan)
+    engine = Engine(lambda engine, _: engine.state.metrics.update(dice=0.5))
+    engine.state.key_metric_name = "dice"
+    resume.BestModel(network, str(path)).attach(engine)
+    with pytest.raises(FloatingPointError, match=r"model\.pt: lower the learning rate"):
+        engine.run([0])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", RESUMED)
 def test_best_model_resumed(name: str, tmp_path: Path) -> None:
     """A run ends with weights, replaces its own where they are beaten, and no others without a copy."""

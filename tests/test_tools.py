@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tools.__main__ import main
+from tools.arguments import typed
 from tools.files import PARTIAL, read_json, read_table, replacing
 
 BUNDLE = "vnet_atrial_mri"
@@ -55,6 +56,16 @@ COMMANDS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "results of no bundle": (lambda folder: ["results", "no", "a.csv", "--name", "x", "--commands", "[]"], "no bundle"),
     "split into a file": (full, "Not a directory|File exists"),
     "split nothing": (lambda folder: ["split", str(folder / "no"), str(folder / "s.json")], "no"),
+    "split with a seed that is none": (lambda _: ["split", "a", "b", "--seed", "x"], "--seed must be a whole number"),
+    "split with a share that is none": (
+        lambda _: ["split", "a", "b", "--validation", "x"],
+        "must be a number, it is 'x'",
+    ),
+    "a port that is none": (lambda _: ["label", "a", "--port", "8e3"], "--port must be a whole number, it is 8000.0"),
+    "neither true nor false": (
+        lambda _: ["convert", "a", "b", "--reverse", "no"],
+        "--reverse must be true or false",
+    ),
     "pack nothing": (lambda folder: ["pack", str(folder / "no")], "no bundle"),
     "pack into a file": (lambda folder: ["pack", BUNDLE, "--output", __file__], "Not a directory|File exists"),
     "fetch into a file": (lambda folder: ["registry", "fetch", "a", "--source", "no", "--bundle_dir", __file__], "no"),
@@ -80,6 +91,16 @@ def test_ends_with_a_message(
     assert message.startswith("python -m tools ")
     assert any(part in message for part in reason.split("|"))
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_false_is_false() -> None:
+    """As python-fire hands it over, a text; a number that is none of its kind is refused."""
+
+    def verb(text: str, *, write: bool = False, share: float | None = None) -> tuple[object, ...]:
+        return text, write, share
+
+    assert typed(verb)("false", write="false", share=1) == ("false", False, 1)
+    assert typed(verb)("1", write="True") == ("1", True, None)
 
 
 def test_marks_of_editors_are_no_content(tmp_path: Path) -> None:

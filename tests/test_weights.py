@@ -1,4 +1,4 @@
-"""Files of weights that are small and expand, or hold what no network takes; the module is the same in all bundles."""
+"""Files of weights that are damaged, or small and expand, or hold what no network takes; one module in all bundles."""
 
 from __future__ import annotations
 
@@ -80,6 +80,15 @@ def nested(path: Path) -> None:
     saved(path, content)
 
 
+def flipped(path: Path) -> None:
+    """One bit of one weight; torch would load it."""
+    saved(path, {"weight": torch.ones(1000)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.ones(9).numpy().tobytes()) + 6] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["weight"].unique().numel() == 2
+
+
 EXPANDING: dict[str, tuple[Callable[[Path], None], str]] = {
     "compressed": (compressed, "data.pkl is compressed"),
     "overlapping": (overlapping, "overlaps the member before it"),
@@ -100,11 +109,12 @@ EXPANDING: dict[str, tuple[Callable[[Path], None], str]] = {
         "_rebuild_qtensor",
     ),
     "bytes": (bytes_that_grow, "asks for _codecs.encode"),
+    "damaged": (flipped, "is damaged, its checksum is another one"),
 }
 
 
 @pytest.mark.parametrize("name", EXPANDING)
-def test_files_that_expand_are_refused(name: str, tmp_path: Path) -> None:
+def test_files_that_expand_or_are_damaged_are_refused(name: str, tmp_path: Path) -> None:
     make, rule = EXPANDING[name]
     path = tmp_path / "model.pt"
     make(path)
@@ -158,3 +168,14 @@ def test_weights_of_another_precision_are_converted(dtype: torch.dtype, tmp_path
     network = load_weights(nn.Linear(3, 2), tmp_path / "model.pt")
     assert all(torch.equal(value, GOOD[name]) for name, value in network.state_dict().items())
     assert all(value.dtype == torch.float32 for value in network.state_dict().values())
+
+
+def test_the_message_shows_how_names_differ(tmp_path: Path) -> None:
+    """Of a state dict within another, and of one saved with the names that DDP gives, also where many are missing."""
+    network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(20)))
+    saved(tmp_path / "state.pt", {"state_dict": network.state_dict(), "epoch": 3})
+    with pytest.raises(InputError, match="no flat state dict of tensors, it has state_dict, epoch"):
+        load_weights(network, tmp_path / "state.pt")
+    saved(tmp_path / "ddp.pt", {f"module.{name}": value for name, value in network.state_dict().items()})
+    with pytest.raises(InputError, match=r"missing 0.bias[\s\S]*unknown module.0.bias"):
+        load_weights(network, tmp_path / "ddp.pt")

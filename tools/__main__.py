@@ -8,6 +8,8 @@ import logging
 import sys
 import zipfile
 
+from tools.arguments import typed
+
 VERBS = {
     "check": "check every bundle against the rules of the collection",
     "demo": "train, infer, evaluate and draw one bundle, on phantoms or on your own scans",
@@ -39,7 +41,10 @@ def main() -> None:
     function = getattr(importlib.import_module(f"tools.{verb}"), verb)
     command = sys.argv[2:] or (["--help"] if isinstance(function, dict) else [])
     try:
-        fire.Fire(function, command=command, name=f"python -m tools {verb}", serialize=lambda _: None)
+        verbs = (
+            {name: typed(part) for name, part in function.items()} if isinstance(function, dict) else typed(function)
+        )
+        fire.Fire(verbs, command=command, name=f"python -m tools {verb}", serialize=lambda _: None)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, EOFError, RecursionError, csv.Error, zipfile.BadZipFile, yaml.YAMLError) as error:

@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, get_args, get_type_hints
 
-__all__ = ["names", "require_text"]
+__all__ = ["names", "require_text", "typed"]
+
+NUMBERS = {int, float, bool, types.NoneType}
+
+
+def typed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a verb that takes numbers, `true` and `false` as its signature says: to python-fire `false` is a text.
+
+    It raises `ValueError` where an argument is none of them.
+    """
+    signature, hints = inspect.signature(function), get_type_hints(function)
+
+    @functools.wraps(function)
+    def verb(*args: Any, **given: Any) -> Any:
+        bound = signature.bind(*args, **given)
+        for name, value in bound.arguments.items():
+            kinds = {*get_args(hints[name])} or {hints[name]}
+            if kinds <= NUMBERS:
+                bound.arguments[name] = _number(name, value, kinds)
+        return function(*bound.args, **bound.kwargs)
+
+    return verb
+
+
+def _number(name: str, value: Any, kinds: set[Any]) -> Any:
+    if bool in kinds:
+        value = {"true": True, "false": False}.get(str(value).lower(), value)
+    if type(value) in kinds or (type(value) is int and float in kinds):
+        return value
+    what = "true or false" if bool in kinds else "a number" if float in kinds else "a whole number"
+    raise ValueError(f"--{name} must be {what}, it is {value!r}")
 
 
 def require_text(**arguments: object) -> None:

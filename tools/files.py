@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -24,8 +25,11 @@ def replacing(path: Path) -> Iterator[Path]:
     It has the ending of `path`. Missing parent folders are created.
 
     Raises:
-        OSError: when the content does not reach the disk; `path` is as it was, and nothing is left beside it.
+        OSError: when no file can be there, or the content does not reach the disk; `path` is as it was, and nothing is
+            left beside it.
     """
+    if path.exists() and not path.is_file():  # a device, say, which a file would replace
+        raise FileExistsError(errno.EEXIST, "something that is no file is there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".partial-{uuid4().hex[:12]}-{path.name[-LONGEST_NAME:]}")
     try:

@@ -17,6 +17,7 @@ from .cases import InputError
 
 __all__ = ["load_weights", "read_tensors"]
 
+SHOWN = 8  # of each kind of mistakes
 LARGEST_PICKLE = 2**24  # bytes of names, shapes and numbers; the tensors lie beside it
 _LEGACY_PICKLES = 5  # that torch wrote before it wrote zips
 # What `torch.save` needs for dense tensors in dicts and lists; what else `weights_only` lets pass can grow in memory.
@@ -61,21 +62,32 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
         raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
     found = read_tensors(Path(path))
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise InputError([("", str(path), "is no flat state dict of tensors")])
+        what = (
+            f"has {', '.join(map(str, [*found][:SHOWN]))}"
+            if isinstance(found, Mapping)
+            else f"is a {type(found).__name__}"
+        )
+        raise InputError([("", str(path), f"is no flat state dict of tensors, it {what}")])
     expected = network.state_dict()
-    wrong = [f"missing {name}" for name in expected.keys() - found.keys()]
-    wrong += [f"unknown {name}" for name in found.keys() - expected.keys()]
-    for name in expected.keys() & found.keys():
-        wrong += [f"{name} {rule}" for rule in _rules_broken_by(found[name], expected[name])]
+    kinds = (
+        [f"missing {name}" for name in expected.keys() - found.keys()],
+        [f"unknown {name}" for name in found.keys() - expected.keys()],
+        [
+            f"{name} {rule}"
+            for name in expected.keys() & found.keys()
+            for rule in _rules_broken_by(found[name], expected[name])
+        ],
+    )
+    wrong = [entry for entries in kinds for entry in sorted(entries)[:SHOWN]]
     if wrong:
         kind = type(network).__name__
-        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in sorted(wrong)[:20])
+        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in wrong)
     network.load_state_dict(found)
     return network
 
 
 def _growth(path: Path) -> str | None:
-    """Why loading the file would take more memory than it has bytes, by what it says of itself."""
+    """Why the file is damaged, or loading it would take more memory than it has bytes, by what it says of itself."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\3\4":  # torch's own test
             file.seek(0)
@@ -90,6 +102,8 @@ def _growth(path: Path) -> str | None:
             if member.header_offset < end:
                 return f"{member.filename} overlaps the member before it"
             end = member.header_offset + member.file_size
+        if damaged := archive.testzip():  # torch does not look at the checksums
+            return f"{damaged} is damaged, its checksum is another one"
         pickles = [member for member in members if member.filename.endswith(".pkl")]
         return next((problem for member in pickles if (problem := _growth_of_pickle(archive.open(member)))), None)
 

@@ -22,6 +22,7 @@ FOLDERS, EITHER = {"ckpt_dir", "output_dir"}, {"dataset_dir", "bundle_root", "so
 SIZES = ("patch_size", "coarse_size", "cascade_size", "size", "canvas")
 SPACINGS = ("pixdim", "coarse_pixdim")
 KEPT = -1  # a voxel size that says: the scan's own
+REAL = {"timeout", "minimum_enhancing", "full_background", "ratios"}  # whole by default alone
 COUNTS = "max_epochs val_interval batch_size patches_per_case epoch_length draws slices batch_tiles batch_voxels shifts"
 NATURAL = "seed num_workers workers refinements warmup_epochs cval components dilate noise rotation learning_rate"
 FRACTIONS = "cache_rate dropout threshold fraction ema_momentum empty_slices blur low_resolution gamma"
@@ -70,7 +71,7 @@ def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None 
     """Returns `value` as a setting takes it; the same object where nothing had to be changed.
 
     Args:
-        name: id of the setting.
+        name: id of the setting, with `::` of a component's parameter, whose default may say 0 for 0.0 or 1 for [1].
         value: what it was given.
         defaults: values that it has in the config files, first the one that counts; `UNKNOWN` fits everything.
         typed: the word on the command line, when the value is from there.
@@ -78,7 +79,7 @@ def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None 
     Raises:
         UnfitError: when it is of another kind than every default, or out of range.
     """
-    if is_expression(value):
+    if is_expression(value) or (isinstance(value, Mapping) and "_target_" in value):
         return value
     if name in PATHS and not all(isinstance(default, bool) for default in defaults):
         return _path(name, value, typed)
@@ -93,23 +94,26 @@ def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None 
     reasons = []
     for default in kinds:
         try:
-            return _in_range(name, _alike(name, value, default, literal=literal, typed=typed))
+            return _in_range(name, _alike(name, value, default, typed=typed))
         except UnfitError as error:
             reasons.append(error)
     raise reasons[0]
 
 
-def _alike(name: str, value: Any, default: Any, *, literal: Any, typed: str | None) -> Any:
+def _alike(name: str, value: Any, default: Any, *, typed: str | None) -> Any:
     if default is UNKNOWN:
-        return literal
+        return literal_of(value)
     if isinstance(default, bool):
-        if isinstance(literal, bool):
+        if isinstance(literal := literal_of(value), bool):
             return literal
         raise UnfitError("must be true or false")
+    strict = "::" not in name and name not in REAL
     if isinstance(default, list | tuple):
-        return _list(value, default, length=len(default) if name in SIZES + SPACINGS else None)
+        return _list(value, default, length=len(default) if name in SIZES + SPACINGS else None, strict=strict)
+    if "::" in name and isinstance(value, list | tuple):
+        return [item if isinstance(item, Mapping) else _alike(name, item, default, typed=None) for item in value]
     if isinstance(default, int | float):
-        return _number(value, whole=isinstance(default, int), example=default)
+        return _number(value, example=default, strict=strict)
     if isinstance(default, str):
         return _text(value, typed, example=default)
     if not isinstance(value, Mapping):
@@ -117,21 +121,20 @@ def _alike(name: str, value: Any, default: Any, *, literal: Any, typed: str | No
     return value
 
 
-def _number(value: Any, *, whole: bool, example: Any) -> Any:
-    number = value
-    if isinstance(value, str):  # 1e-3 is a text in YAML
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-        raise UnfitError(f"must be a {'whole ' if whole else ''}number such as {example}")
-    if whole and number != int(number):
-        raise UnfitError(f"must be a whole number such as {example}")
-    return int(number) if whole and not isinstance(number, int) else number
+def _number(value: Any, *, example: float, strict: bool) -> float:
+    """A number of the example's type; where that is whole and not `strict`, parts of one will do too."""
+    try:
+        number = float(value) if isinstance(value, str) else value  # 1e-3 is a text in YAML
+        fits = math.isfinite(number) and not isinstance(number, bool)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    whole = isinstance(example, int)
+    if not fits or (whole and strict and number != int(number)):
+        raise UnfitError(f"must be a {'whole ' if whole and strict else ''}number such as {example}")
+    return int(number) if whole and number == int(number) else float(number)
 
 
-def _list(value: Any, default: Sequence[Any], *, length: int | None) -> Any:
+def _list(value: Any, default: Sequence[Any], *, length: int | None, strict: bool) -> list[Any]:
     numbers = bool(default) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in default)
     texts = bool(default) and all(isinstance(item, str) for item in default)
     what = f"a list of {f'{length} ' if length else ''}{'numbers' if numbers else 'texts' if texts else 'values'}"
@@ -139,14 +142,13 @@ def _list(value: Any, default: Sequence[Any], *, length: int | None) -> Any:
     fits = isinstance(value, list | tuple) and len(value) == (length or len(value))
     if not fits or (texts and not all(isinstance(item, str) for item in value)):
         raise UnfitError(rule)
-    found = list(value)
-    if numbers:
-        whole = all(isinstance(item, int) for item in default)
-        try:
-            found = [_number(item, whole=whole, example=default[0]) for item in value]
-        except UnfitError as error:
-            raise UnfitError(f"{rule}: each {error}") from None
-    return value if isinstance(value, list) and found == value else found
+    if not numbers:
+        return list(value)
+    example = default[0] if all(isinstance(item, int) for item in default) else float(default[0])
+    try:
+        return [_number(item, example=example, strict=strict) for item in value]
+    except UnfitError as error:
+        raise UnfitError(f"{rule}: each {error}") from None
 
 
 def _text(value: Any, typed: str | None, *, example: str) -> str:
@@ -205,7 +207,7 @@ def _path(name: str, value: Any, typed: str | None) -> Any:
         if isinstance(error, UnfitError):
             raise
         raise UnfitError(f"must be a path ({error})") from error
-    return value if text == value and "#" not in text else as_it_is(text)
+    return text
 
 
 def _check_place(name: str, place: Path) -> None:

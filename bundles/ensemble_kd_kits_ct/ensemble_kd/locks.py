@@ -84,8 +84,8 @@ def _refusal(paths: Iterable[Path]) -> str:
     for path in paths:
         place = _place(path)
         try:
-            if path.is_dir():
-                raise IsADirectoryError(None, "it is a folder")
+            if path.exists() and not path.is_file():
+                raise FileExistsError(None, "something that is no file is there")
             if _take(place):
                 taken.append(place)
         except OSError as error:
@@ -118,7 +118,7 @@ def _take(place: Path) -> bool:
 
 def _locked(file: Path) -> int | None:
     while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if fcntl is None:
                 raise NotImplementedError

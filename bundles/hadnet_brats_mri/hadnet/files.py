@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +25,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The new path has the ending of `path`, by which libraries choose a format. Its folder is made if need be.
 
     Raises:
-        OSError: when the content does not reach the disk; it names `path`, which is as it was, and nothing is left
-            beside it.
+        OSError: when no file can be there, or the content does not reach the disk; it names `path`, which is as it was,
+            and nothing is left beside it.
     """
     target = Path(path)
     partial = target.with_name(f".partial-{uuid4().hex[:12]}-{target.name[-LONGEST_NAME:]}")
     try:
+        if target.exists() and not target.is_file():  # a device, say, which a file would replace
+            raise FileExistsError(errno.EEXIST, "something that is no file is there")
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         with partial.open("rb+") as file:

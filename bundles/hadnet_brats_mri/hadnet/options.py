@@ -16,11 +16,12 @@ from types import FrameType
 from typing import Any
 
 import monai.bundle
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 
 from .cases import InputError, Problem, report_plainly
-from .kinds import OFF, UNKNOWN, UnfitError, as_it_is, fitted, is_expression, is_plain, literal_of
+from .kinds import OFF, PATHS, UNKNOWN, UnfitError, as_it_is, fitted, is_expression, is_plain, literal_of
 from .record import running_workflow
 
 __all__ = ["start_run"]
@@ -150,6 +151,8 @@ def _options(
             if option not in MONAIS:
                 name = option.replace("#", "::")
                 judge = shipped if name in shipped.parser else every
+                if words and "#" in words[0] and isinstance(value, list | dict):  # MONAI has put :: into it
+                    value = DefaultParseValue(words[0])
                 fit = judge.fitted(name, value, words[0] if words else None)
                 if fit is None or fit is not value:
                     values[name] = fit
@@ -197,10 +200,8 @@ class _Defaults:
         """
         if (close := self._unknown(name)) is not None:
             raise UnfitError(f"is no option of these config files{close and f'; did you mean --{close}?'}")
-        if _holds_mapping(value):  # cases, components
-            return as_it_is(value) if "#" in str(value) else value
         try:
-            return fitted(self._setting(name), value, defaults=self._of(name, value), typed=typed)
+            return as_it_is(fitted(self._setting(name), value, defaults=self._of(name, value), typed=typed))
         except UnfitError as error:
             raise UnfitError(f"{error}; it is {value if typed is None else typed!r}") from error
 
@@ -235,10 +236,10 @@ class _Defaults:
         return {**dict.fromkeys(COMPONENT, UNKNOWN), **found, **any_name}
 
     def _setting(self, name: str) -> str:
-        """The setting at the end of the references that start at an id, which says more of its use."""
-        value = self.parser.get(name)
-        while isinstance(value, str) and re.fullmatch(r"@[\w:]+", value) and value[1:] in self.parser:
-            name, value = value[1:], self.parser.get(value[1:])
+        """The setting at the end of the references that start at an id, which says more of its use; no path's."""
+        settings = {f"@{setting}": setting for setting in self.parser.config.keys() - PATHS}
+        while isinstance(value := self.parser.get(name), str) and value in settings:
+            name = settings[value]
         return name
 
     def _of(self, name: str, given: Any) -> list[Any]:
@@ -254,14 +255,11 @@ class _Defaults:
         return [self._evaluated(name, given) if is_expression(value) else value, *earlier, *nullable]
 
     def _evaluated(self, name: str, given: Any) -> Any:
-        if isinstance(literal_of(given), bool | None):  # a network may be built for nothing
+        cases = isinstance(given, list | tuple) and any(isinstance(item, Mapping) for item in given)
+        if cases or isinstance(literal_of(given), bool | None):  # a network may be built, a folder read for nothing
             return UNKNOWN
         try:
             value = self.parser.get_parsed_content(name)
         except Exception:  # of a file that is not there, say: then the value is not judged
             return UNKNOWN
         return value if is_plain(value) else UNKNOWN
-
-
-def _holds_mapping(value: Any) -> bool:
-    return isinstance(value, dict) or (isinstance(value, list | tuple) and any(map(_holds_mapping, value)))

@@ -223,11 +223,16 @@ class RunIdentity:
 
         Raises:
             InputError: when the file is damaged, or of another run; the message says in what it differs. When another
-                training writes the same files, or there are fewer cases to validate on than processes.
+                training writes the same files, state and weights are one file, or there are fewer cases to validate on
+                than processes.
         """
         workflow = running_workflow()
         if workflow is not None and "weights" in workflow.parser:
             self.written = [self.path, Path(workflow.parser.get_parsed_content("weights"))]
+        if len({path.absolute() for path in self.written}) < len(self.written):
+            raise InputError(
+                [("", str(self.path), "is to hold the weights and the state: give each a file of its own")]
+            )
         processes, scans = idist.get_world_size(), len(self.splits[1])
         if processes > max(scans, 1):
             rule = f"holds {scans} case(s), {processes} processes take one each at least: add cases, or start fewer"

@@ -89,6 +89,8 @@ class BestModel:
         better = value >= self.best if self.or_equal else value > self.best
         if idist.get_rank() > 0 or (self.path.is_file() and not better):
             return
+        if not all(torch.isfinite(weights).all() for weights in self.network.state_dict().values()):
+            raise FloatingPointError(f"the training diverged, nothing is saved to {self.path}: lower the learning rate")
         with atomic_write(self.path) as partial:
             _save(self.network.state_dict(), partial)
             saved = file_digest(partial)
