@@ -36,8 +36,18 @@ def option(stage: Stage, name: str) -> str:
     return stage.command[stage.command.index(f"--{name}") + 1]
 
 
-def test_stage_that_names_the_variant_runs_for_each() -> None:
-    folder = Path.cwd() / "bundles/b"
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle whose configs have every setting."""
+    monkeypatch.chdir(tmp_path)
+    configs = Path.cwd() / "bundles/b/configs"
+    configs.mkdir(parents=True)
+    for name in "abcp":
+        (configs / f"{name}.yaml").write_text("{ckpt_dir: x, output_dir: x, sets: {}, sizes: []}")
+    return configs.parent
+
+
+def test_stage_that_names_the_variant_runs_for_each(folder: Path) -> None:
     plan = stages(COMPARED, folder, places=PLACES, scenario={"config": ["c.yaml"]}, overrides={})
     assert [stage.title for stage in plan] == ["plain training", "new training", "t"]
     assert [option(stage, "config_file") for stage in plan] == [
@@ -49,10 +59,10 @@ def test_stage_that_names_the_variant_runs_for_each() -> None:
     assert [stage.renews for stage in plan] == [None, None, Path("O/more")]
 
 
-def test_nested_settings_are_filled_and_keep_their_spaces() -> None:
+def test_nested_settings_are_filled_and_keep_their_spaces(folder: Path) -> None:
     scenario = {"stages": {"more": {"sets": {"B": "{output}/b", "C": "{data}"}, "sizes": [[1, 2.5], True]}}}
     places = {**PLACES, "output": "my folder, here"}
-    *_, stage = stages(COMPARED, Path("b"), places=places, scenario=scenario, overrides={})
+    *_, stage = stages(COMPARED, folder, places=places, scenario=scenario, overrides={})
     assert option(stage, "sets") == "{'B':'my folder, here/b','C':'D'}"
     assert option(stage, "sizes") == "[[1,2.5],True]"
 

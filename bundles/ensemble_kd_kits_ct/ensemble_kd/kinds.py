@@ -136,7 +136,7 @@ def _number(value: Any, *, example: float, strict: bool) -> float:
 
 def _list(value: Any, default: Sequence[Any], *, length: int | None, strict: bool) -> list[Any]:
     numbers = bool(default) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in default)
-    texts = bool(default) and all(isinstance(item, str) for item in default)
+    texts = bool(default) and all(isinstance(item, str) and not is_expression(item) for item in default)
     what = f"a list of {f'{length} ' if length else ''}{'numbers' if numbers else 'texts' if texts else 'values'}"
     rule = f"must be {what}{f' such as {list(default)}' if default else ''}, in quotation marks"
     fits = isinstance(value, list | tuple) and len(value) == (length or len(value))
