@@ -141,3 +141,6 @@ def test_report_plainly(wrapped: bool, monkeypatch: pytest.MonkeyPatch, capsys: 
         outer.__cause__ = OSError(28, "No space left on device", "report.csv")
         sys.excepthook(RuntimeError, outer, None)
         assert capsys.readouterr().err == "\n[Errno 28] No space left on device: 'report.csv'\n"
+        outer.__cause__ = FloatingPointError("the training diverged")
+        sys.excepthook(RuntimeError, outer, None)
+        assert capsys.readouterr().err == "\nthe training diverged\n"

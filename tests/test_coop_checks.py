@@ -17,7 +17,7 @@ from monai.transforms import LoadImaged
 from numpy.typing import NDArray
 
 from cooperative_training.cases import InputError, check_cases
-from cooperative_training.checks import check_stacks, patient_of
+from cooperative_training.checks import check_stacks, patient_of_case
 from cooperative_training.data import read_split
 from tools import REPO
 
@@ -137,16 +137,16 @@ class TestPatients:
     @pytest.mark.parametrize(
         ("image", "patient"),
         [
-            ("data/patient001_frame12.nii.gz", "patient001"),
+            ("data/patient001_frame12.nii.gz", "001"),
             ("001_ED.nii.gz", "001"),
             ("001_ES_img.nii.gz", "001"),
-            ("x/A0S9V9/ED_img.nii.gz", "A0S9V9"),
+            ("x/A0S9V9/ED_img.nii.gz", "a0s9v9"),
             ("x/scan_7.nii.gz", "scan_7"),
         ],
     )
     def test_name(self, image: str, patient: str) -> None:
-        assert patient_of({"image": image}) == patient
-        assert patient_of({"image": image, "patient": "007"}) == "007"
+        assert patient_of_case({"image": image}) == patient
+        assert patient_of_case({"image": image, "patient": "007"}) == "007"
 
     def test_frames_of_one_patient_in_two_lists(self) -> None:
         names = ("/d/patient001_frame01.nii.gz", "/d/patient001_frame12.nii.gz")
@@ -158,7 +158,7 @@ class TestPatients:
         found = case(tmp_path, heart((1, 2, 3)), np.diag([1.5, 1.5, 8, 1]))
         other = shutil.copy(found["image"], tmp_path / "patient001_frame12.nii.gz")
         check_stacks([[{"image": found["image"]}], [{"image": str(other)}]], label=None)
-        assert f"{other}: patient patient001 is in two splits, the validation is optimistic" in caplog.text
+        assert f"{other}: patient 001 is in two splits, the validation is optimistic" in caplog.text
 
 
 class TestBfloat16:

@@ -148,7 +148,7 @@ def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tm
 
 def test_a_demo_that_died_while_it_drew_goes_on_with_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trace, full = tmp_path / "trace", [True]
-    recipe: dict[str, Any] = {"data": {"title": "t"}, "legend": ""}
+    recipe: dict[str, Any] = {"data": {"title": "t"}, "stages": [], "legend": ""}
 
     def draw(*args: Any, **options: Any) -> list[Path]:
         if full.pop():

@@ -17,7 +17,7 @@ from monai.handlers import StatsHandler
 from monai.transforms import Compose, Lambdad
 
 from vnet_atrial.cases import InputError
-from vnet_atrial.evaluation import CaseError, CaseEvaluator, CaseLoader, CaseTable, CaseTransforms, reason
+from vnet_atrial.evaluation import CaseError, CaseEvaluator, CaseLoader, CaseTable, CaseTransforms, reason_of
 
 PLACES = ("load", "network", "postprocessing", "row")
 NAMES = ("a", "b", "c", "d")
@@ -154,6 +154,6 @@ def test_transforms_of_a_training_name_the_case() -> None:
 def test_reasons_take_one_line() -> None:
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("applying transform") from OSError("disk\n\n  full \n")
-    assert reason(caught.value) == "OSError: full"
-    assert reason(ValueError()) == "ValueError"
-    assert len(reason(ValueError("x" * 10000))) < 600
+    assert reason_of(caught.value) == "OSError: full"
+    assert reason_of(ValueError()) == "ValueError"
+    assert len(reason_of(ValueError("x" * 10000))) < 600

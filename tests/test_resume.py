@@ -21,6 +21,7 @@ from tests.trajectories import EPOCHS, SETTINGS, Trajectory
 from tools import REPO
 
 resume = importlib.import_module(f"{package(NAMES[0])}.resume")  # identical in every bundle
+weights = importlib.import_module(f"{package(NAMES[0])}.weights")
 InputError = importlib.import_module(f"{package(NAMES[0])}.cases").InputError
 
 
@@ -267,7 +268,7 @@ def test_wrong_weights(name: str, tmp_path: Path) -> None:
     if content is not None:
         torch.save(content, path)
     with pytest.raises(InputError, match=rule) as caught:
-        resume.load_weights(nn.Linear(3, 2), path)
+        weights.load_weights(nn.Linear(3, 2), path)
     assert str(path) in str(caught.value)
 
 
@@ -277,12 +278,12 @@ def test_truncated_weights(kept: int, tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 2).state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match="cannot be read as a file of tensors") as caught:
-        resume.load_weights(nn.Linear(3, 2), path)
+        weights.load_weights(nn.Linear(3, 2), path)
     assert str(path) in str(caught.value)
 
 
 def test_load_weights(tmp_path: Path) -> None:
     source, target = nn.Linear(3, 2), nn.Linear(3, 2)
     resume.save_atomically(source.state_dict(), tmp_path / "model.pt")
-    assert resume.load_weights(target, tmp_path / "model.pt") is target
+    assert weights.load_weights(target, tmp_path / "model.pt") is target
     assert same(source.state_dict(), target.state_dict())

@@ -73,7 +73,11 @@ COMMANDS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "demo of nothing": (lambda folder: ["demo", "no"], "no demo for bundle 'no'"),
     "demo with a mistyped setting": (
         lambda folder: ["demo", BUNDLE, "--output", str(folder / "out"), "--learning_rat", "1"],
-        "no config has a setting learning_rat, did you mean learning_rate",
+        "no stage of its demo has a setting learning_rat, did you mean learning_rate",
+    ),
+    "demo with a setting of other configs": (
+        lambda folder: ["demo", BUNDLE, "--output", str(folder / "out"), "--canvas", "[32,32,16]"],
+        "no stage of its demo has a setting canvas",
     ),
     "demo of a file": (lambda folder: ["demo", BUNDLE, "--data", __file__, "--output", str(folder / "out")], ""),
     "demo into a file": (lambda folder: ["demo", BUNDLE, "--output", __file__], "Not a directory|File exists"),

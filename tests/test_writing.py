@@ -22,7 +22,8 @@ from vnet_atrial import writing
 from vnet_atrial.cases import InputError
 from vnet_atrial.evaluation import voxel_volume
 from vnet_atrial.files import atomic_write, write_text
-from vnet_atrial.writing import ScanGridWriter, ScanLayout, check_outputs, file_stem, safe_name, write_volume
+from vnet_atrial.scans import stem
+from vnet_atrial.writing import ScanGridWriter, ScanLayout, check_outputs, safe_name, write_volume
 
 SHAPE = (7, 6, 5)
 
@@ -56,7 +57,7 @@ def saved(scan: Path, target: Path, *, ending: str = ".nii.gz") -> Path:
     mask.affine = mask.affine + 1e-5
     layout = ScanLayout(target, "seg", root=scan.parent, extension=ending)
     SaveImaged("pred", writer=ScanGridWriter, folder_layout=layout, output_dtype=torch.uint8)({"pred": mask})
-    path = target / f"{file_stem(scan)}_seg{ending}"
+    path = target / f"{stem(scan)}_seg{ending}"
     np.testing.assert_array_equal(LoadImage(image_only=True)(path).numpy(), mask[0].numpy())
     return path
 
@@ -119,6 +120,7 @@ import resource, sys, numpy as np
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 sys.path.insert(0, sys.argv[1])
 from vnet_atrial.files import write_text
+from vnet_atrial.scans import stem
 from vnet_atrial.writing import write_volume
 noise = np.random.default_rng(0).integers(0, 255, (20, 20, 20), np.uint8)
 for path in sys.argv[2:]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -62,22 +63,22 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         overrides: settings of the bundle's configs, handed to every command, for example --max_epochs 5 --axcodes RAS.
 
     Raises:
-        ValueError: the bundle has no demo or setting of that name, or the data cannot be divided.
+        ValueError: the bundle has no demo, its demo no such setting, or the data cannot be divided.
         FileNotFoundError: DATA is not a folder or holds no case.
         SystemExit: a command failed; the message repeats it.
     """
     start, output = time.monotonic(), output or f"demo/{bundle}"
     folder, recipe = _recipe(bundle)
-    check_settings(overrides, folder)
-    chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
     scenario = recipe["phantoms" if data is None else "data"]
+    check_settings(overrides, folder, stages=recipe["stages"], others=[scenario, *recipe.get("compare", {}).values()])
+    chosen = {name: {"true": True, "false": False}.get(str(value), value) for name, value in overrides.items()}
     places = prepare_data(bundle, recipe, data=data, output=Path(output))
     plan = stages(recipe, folder, places=places, scenario=scenario, overrides=chosen)
     finished = Path(output, "finished.json")
     run(plan, finished, version=fingerprint(folder))
 
     metrics = collect(recipe, places)
-    text = comparison(metrics, **recipe["table"]) if recipe.get("table") else table(metrics)
+    text = comparison(metrics, **recipe["table"]) if "table" in recipe else table(metrics)
     sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
     shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
@@ -132,7 +133,7 @@ def stages(
             contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files]
             ids = {key.lstrip("+").partition("::")[0] for content in contents for key in content}
             for name, value in settings.items():
-                if name.partition("#")[0] in ids:  # what a stage does not have is refused
+                if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
                     command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
             renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
             found.append(Stage(stage["title"].format(**known), command, renewed))
@@ -292,8 +293,7 @@ def _literal(value: Any) -> str:
 
 def _quoted(word: str) -> str:
     """`word` quoted for a shell, legibly."""
-    legible = "'" in word and not set(word) & set('"$`!\\')
-    return f'"{word}"' if legible else shlex.quote(word)
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`!\\') else shlex.quote(word)
 
 
 def _duration(seconds: float) -> str:

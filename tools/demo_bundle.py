@@ -23,19 +23,27 @@ DEMO_VERSION = "0.0.0"  # of no release: nothing takes the copy for one
 Settings = Mapping[str, Any]
 
 
-def check_settings(names: Iterable[str], folder: Path) -> None:
-    """Refuses names of settings that no config of a bundle has.
+def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Settings], others: Sequence[Any]) -> None:
+    """Refuses names of settings that no stage of a bundle's demo has.
+
+    Args:
+        names: of the settings.
+        folder: folder of the bundle.
+        stages: the stages, each with its config files under `config`.
+        others: config files that are added to stages, as lists or under `config`.
 
     Raises:
         ValueError: the message has the nearest name.
     """
-    known = {key for file in folder.glob("configs/*.yaml") for key in ConfigParser.load_config_file(file)}
+    added = [part if isinstance(part, list) else part.get("config", []) for part in others]
+    files = {file for part in [*(stage["config"] for stage in stages), *added] for file in part}
+    known = {key for file in files for key in ConfigParser.load_config_file(folder / "configs" / file)}
     for name in names:
         first = re.split("#|::", name)[0]
         if first not in known:
             near = get_close_matches(first, known, 1)
             hint = f", did you mean {near[0]}" if near else ""
-            raise ValueError(f"{folder.name}: no config has a setting {first}{hint}")
+            raise ValueError(f"{folder.name}: no stage of its demo has a setting {first}{hint}")
 
 
 def write_bundle(

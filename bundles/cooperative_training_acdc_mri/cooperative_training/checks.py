@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from nibabel.nifti1 import Nifti1Image
 
 from .cases import Case, InputError, Problem, case_name, check_cases, problems_of_splits
+from .patients import patient_of
 from .scans import stem
 from .stacks import STRUCTURES, check_order, rules_of_stack
 
@@ -58,22 +58,18 @@ def has_bfloat16() -> bool:
     return found
 
 
-def patient_of(case: Case) -> str:
+def patient_of_case(case: Case) -> str:
     """Returns the entry `patient` of a case, else what its image's name says: `001_frame01`, `001_ED`, `001/ED_img`."""
     path = Path(case["image"])
-    name = stem(path)
-    if "patient" in case:
-        return str(case["patient"])
-    if name in ("ED_img", "ES_img"):
-        return path.parent.name
-    return re.sub(r"_(frame\d+|E[DS](_img)?)$", "", name)
+    name = path.parent.name if stem(path) in ("ED_img", "ES_img") else stem(path)
+    return str(case.get("patient") or patient_of(name))
 
 
 def _shared_patients(splits: Sequence[Sequence[Case]]) -> Iterator[Problem]:
     seen: dict[str, int] = {}
     for index, split in enumerate(splits):
         for case in split:
-            patient = patient_of(case)
+            patient = patient_of_case(case)
             if seen.setdefault(patient, index) != index:
                 problem = case_name(case), str(case["image"]), f"patient {patient} is in two splits"
                 if "patient" in case:

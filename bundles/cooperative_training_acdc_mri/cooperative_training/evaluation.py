@@ -17,6 +17,7 @@ from monai.transforms import Compose
 
 from .cases import Case, InputError, case_name
 from .files import write_table
+from .volumes import reason
 from .writing import check_outputs, layouts_of
 
 __all__ = ["CaseError", "CaseEvaluator", "CaseLoader", "CaseTable", "CaseTransforms", "Row", "voxel_volume"]
@@ -24,7 +25,6 @@ __all__ = ["CaseError", "CaseEvaluator", "CaseLoader", "CaseTable", "CaseTransfo
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-LONGEST = 500  # characters of a reason
 NAMED = 10  # failed cases in a message
 
 
@@ -42,13 +42,10 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def reason(error: BaseException) -> str:
-    """Returns type and last line of the first error in a chain of wrappers, in one line."""
-    error = _first(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, CaseError):
-        return " ".join(lines)
-    return f"{type(error).__name__}: {lines[-1][:LONGEST]}" if lines else type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """Returns what was wrong, in one line: see `volumes.reason`; a `CaseError` says it all."""
+    first = _first(error)
+    return " ".join(str(first).split()) if isinstance(first, CaseError) else reason(first, until=InputError)
 
 
 def _name(case: Mapping[str, Any]) -> str:
@@ -77,7 +74,7 @@ class CaseTransforms(Compose):
             if isinstance(first := _first(error), CaseError):  # of transforms within these
                 raise first from None
             logger.debug("Case %s", _name(input_), exc_info=error)
-            raise CaseError(f"case {_name(input_)}: {reason(error)}") from None
+            raise CaseError(f"case {_name(input_)}: {reason_of(error)}") from None
 
 
 class CaseLoader(DataLoader):
@@ -95,7 +92,7 @@ class CaseLoader(DataLoader):
                 return next(batches, None)
             except Exception as error:
                 logger.debug("A case cannot be loaded", exc_info=error)
-                return {"error": [reason(error)]}
+                return {"error": [reason_of(error)]}
 
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(load)
@@ -128,7 +125,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def fail(self, error: BaseException) -> None:
         """Notes that the case of this iteration has failed."""
-        name, what = _name(self.cases[self.state.iteration - 1]), reason(error)
+        name, what = _name(self.cases[self.state.iteration - 1]), reason_of(error)
         logger.warning("Case %s failed: %s", name, what)
         logger.debug("Case %s", name, exc_info=error)
         self.state.failures[name] = what
@@ -149,7 +146,7 @@ class CaseEvaluator(SupervisedEvaluator):
             try:
                 layout.set_aside(self.cases[self.state.iteration - 1])
             except OSError as error:
-                logger.warning("A result of an earlier run stays: %s", reason(error))
+                logger.warning("A result of an earlier run stays: %s", reason_of(error))
 
     def run(self, global_epoch: int = 1) -> None:
         """Works on all cases.
@@ -161,7 +158,7 @@ class CaseEvaluator(SupervisedEvaluator):
         try:
             super().run(global_epoch)
         except OSError as error:
-            raise CaseError(f"the results cannot be written: {reason(error)}") from None
+            raise CaseError(f"the results cannot be written: {reason_of(error)}") from None
         if failures := list(self.state.failures.items()):
             named = [f"{name} ({what})" for name, what in failures[:NAMED]] + ["..."] * (len(failures) > NAMED)
             raise CaseError(f"{len(failures)} of {len(self.cases)} cases failed: {', '.join(named)}")

@@ -19,7 +19,7 @@ from torch import nn
 from .cases import InputError
 from .external import BundleMember
 from .mirroring import MirroredInferer
-from .resume import load_weights
+from .weights import load_weights
 
 __all__ = ["Ensemble", "NetworkMember", "SplitMapsd", "own_members"]
 

@@ -22,7 +22,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
 from .cases import InputError
-from .resume import load_weights
+from .weights import load_weights
 
 __all__ = ["BundleMember"]
 

@@ -23,15 +23,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from .nrrd import read_nrrd
 
-__all__ = ["LoadVolume", "LoadVolumed", "VolumeError", "apart", "read_volume", "same_grid", "voxels_of"]
+__all__ = ["SUFFIXES", "LoadVolume", "LoadVolumed", "VolumeError", "apart", "read_volume", "reason", "same_grid"]
+__all__ += ["voxels_of"]
 
 Affine = NDArray[np.float64]
 
-SUFFIXES = (".nii", ".nii.gz", ".nrrd")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 SIZES = 0.2, 25.0  # of a voxel in mm; scans of people lie within, and those in other units without
 FARTHEST = 5000.0  # mm from the origin
 FRACTION = 0.05  # of a voxel's shortest edge by which corners may be off; rounding in headers makes half of it
 MOST = 2**31  # voxels
+LONGEST = 500  # characters of a reason
 
 
 class VolumeError(ValueError):
@@ -61,7 +63,7 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
     except FileNotFoundError as error:
         raise VolumeError("is missing") from error
     except (OSError, ValueError) as error:
-        raise VolumeError(f"cannot be read ({_reason(error)})") from error
+        raise VolumeError(f"cannot be read ({reason(error)})") from error
     if not regular:
         raise VolumeError("is no regular file")
     if not file.name.lower().endswith(SUFFIXES):
@@ -72,9 +74,17 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
     except VolumeError:
         raise
     except Exception as error:
-        raise VolumeError(f"cannot be read ({_reason(error)})") from error
+        raise VolumeError(f"cannot be read ({reason(error)})") from error
     _check_grid(image.affine, image.shape)
     return image
+
+
+def reason(error: BaseException, *, until: type[BaseException] | tuple[()] = ()) -> str:
+    """Returns type and last line of the first error in a chain of wrappers, or of the first `until`, in one line."""
+    while error.__cause__ is not None and not isinstance(error, until):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:LONGEST]}" if lines else type(error).__name__
 
 
 def voxels_of(image: Nifti1Image) -> NDArray[Any]:
@@ -253,10 +263,3 @@ def _sizes(affine: Affine) -> Affine:
 
 def _times(sizes: Affine) -> str:
     return " x ".join(f"{size:.3g}" for size in sizes)
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1][:200]}" if lines else type(error).__name__

@@ -40,15 +40,15 @@ class InputError(ValueError):
 def report_plainly() -> None:
     """Lets an uncaught `InputError` end the program with its message alone, not with MONAI's chain of wrappers.
 
-    So does an error of the system that names a file, a full disk for example. Of several processes under `torchrun`
-    that end with the same message, one prints it.
+    So do a training that diverged, and an error of the system that names a file, a full disk for example. Of several
+    processes under `torchrun` that end with the same message, one prints it.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         cause = error
         while cause.__cause__ is not None and not isinstance(cause, InputError):
             cause = cause.__cause__
-        if not (isinstance(cause, InputError) or (isinstance(cause, OSError) and cause.filename)):
+        if not (isinstance(cause, InputError | FloatingPointError) or (isinstance(cause, OSError) and cause.filename)):
             sys.__excepthook__(kind, error, trace)
         elif _is_first_to_say(str(cause)):
             sys.stderr.write(f"\n{cause}\n")

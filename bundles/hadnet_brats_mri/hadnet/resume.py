@@ -25,12 +25,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from .cases import InputError
 from .files import atomic_write
 from .record import file_digest, keep
-from .weights import load_weights, read_tensors
+from .weights import read_tensors
 
 if TYPE_CHECKING:
     from .identity import RunIdentity
 
-__all__ = ["BestModel", "TrainingState", "WeightAverage", "epoch_seeds", "load_weights", "read_tensors"]
+__all__ = ["BestModel", "TrainingState", "WeightAverage", "epoch_seeds", "save_atomically"]
 __all__ += ["save_atomically"]
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,8 @@ from .evaluation import voxel_volume
 from .labelling import as_bytes, discretise_classes, remove_small_components
 from .labels import CHANNELS, mapped
 from .regions import CLASSES, VALUES
-from .resume import load_weights
 from .volumes import LoadVolume, VolumeError, read_volume, same_grid
+from .weights import load_weights
 
 __all__ = ["Ensemble", "EnsembleLabeld", "FileMember", "NetworkMember"]
 

@@ -19,7 +19,7 @@ from .cases import Case, InputError, case_name
 from .kinds import PATHS
 from .locks import hold, release
 from .record import file_digest, running_workflow
-from .resume import read_tensors
+from .weights import read_tensors
 
 __all__ = ["RunIdentity", "differences", "digests_of", "files_of", "settings_of"]
 

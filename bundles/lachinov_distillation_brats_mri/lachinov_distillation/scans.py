@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .cases import InputError
+from .volumes import SUFFIXES
 
 __all__ = [
     "SUFFIXES",
@@ -30,7 +31,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 LONGEST = 200  # bytes of a case's name: file systems take 255, endings need some
 # What systems and programs leave beside files; hidden entries and those of Synology (`@eaDir`) start as no scan does.
 STRAY = {"__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information", "#recycle"}
@@ -118,10 +118,11 @@ def is_volume(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
     return path.name.lower().endswith(tuple(suffixes))
 
 
-def stem(path: Path, suffixes: Sequence[str] = SUFFIXES) -> str:
+def stem(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> str:
     """Returns a file's name without a known suffix, and with all other dots: `1.2.840.113` of `1.2.840.113.nii.gz`."""
-    known = [suffix for suffix in suffixes if path.name.lower().endswith(suffix)]
-    return path.name[: -max(map(len, known))] if known else path.name
+    name = Path(path).name
+    known = [suffix for suffix in suffixes if name.lower().endswith(suffix)]
+    return name[: -max(map(len, known))] if known else name
 
 
 def find_volume(folder: Path, name: str, *, suffixes: Sequence[str] = SUFFIXES) -> Path | None:

@@ -20,20 +20,19 @@ from numpy.typing import NDArray
 
 from .cases import Case, InputError, case_name
 from .files import atomic_write
+from .scans import stem
+from .volumes import SUFFIXES
 
 __all__ = [
     "ScanGridWriter",
     "ScanLayout",
     "check_outputs",
-    "file_stem",
     "layouts_of",
     "safe_name",
     "scan_of_case",
     "write_volume",
 ]
 
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
-SUFFIXES = re.compile(r"(\.nii|\.nrrd)?(\.gz)?$", re.IGNORECASE)
 NIFTI_GRID = (
     *("qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -42,12 +41,6 @@ NRRD_GRID = (
     *("space", "space dimension", "space directions", "space origin", "space units", "measurement frame"),
     *("spacings", "thicknesses", "axis mins", "axis maxs", "centers", "centerings", "kinds", "units"),
 )
-
-
-def file_stem(path: str | Path) -> str:
-    """Returns the name of a file without what names its format; dots in it stay."""
-    name = Path(path).name
-    return SUFFIXES.sub("", name) or name
 
 
 def safe_name(name: str) -> str:
@@ -85,8 +78,8 @@ class ScanLayout(FolderLayoutBase):
         extension: str = ".nii.gz",
         by_case: bool = False,
     ) -> None:
-        if extension not in EXTENSIONS:
-            raise InputError([("", "extension of results", f"must be one of {', '.join(EXTENSIONS)}, got {extension}")])
+        if extension not in SUFFIXES:
+            raise InputError([("", "extension of results", f"must be one of {', '.join(SUFFIXES)}, got {extension}")])
         self.output_dir = Path(output_dir)
         self.postfix = postfix
         self.root = root
@@ -97,11 +90,11 @@ class ScanLayout(FolderLayoutBase):
         """Returns the file of a scan, whose path is `subject`."""
         scan = Path(os.path.abspath(subject))  # noqa: PTH100  # without `..`, which Path.absolute keeps
         if self.root is None:
-            place: Sequence[str] = [file_stem(scan)]
+            place: Sequence[str] = [stem(scan)]
         else:
             relative = Path(os.path.relpath(scan.parent, os.path.abspath(self.root)))  # noqa: PTH100
             place = [part for part in relative.parts if part != ".."]
-        return self.output_dir.joinpath(*place, f"{file_stem(scan)}_{self.postfix}{self.extension}")
+        return self.output_dir.joinpath(*place, f"{stem(scan)}_{self.postfix}{self.extension}")
 
     def of(self, case: Case) -> Path:
         """Returns the file of a case."""
@@ -111,7 +104,7 @@ class ScanLayout(FolderLayoutBase):
         """Renames the file that an earlier run has left of a case, if any, to `..._previous<extension>`."""
         file = self.of(case)
         with suppress(FileNotFoundError):
-            file.replace(file.with_name(f"{file_stem(file)}_previous{self.extension}"))
+            file.replace(file.with_name(f"{stem(file)}_previous{self.extension}"))
 
 
 def layouts_of(postprocessing: Any) -> list[ScanLayout]:
