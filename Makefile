@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup demo test check bench label test-label test-nightly
+.PHONY: setup demo test check sync bench label test-label test-nightly
 setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -15,11 +15,13 @@ test-nightly: check
 	$(PYTEST) -m "not label" $(ARGS)
 check: .venv/test.done
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check
+sync:
+	$(PYTHON) -m tools sync
 bench: setup
 	$(PY) -m tools benchmark --bundle $(BUNDLE) $(ARGS)
 label: .venv-label/label.done
 test-label: .venv/test.done label
-	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/test_label_*.py $(ARGS)
+	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/tools/label $(ARGS)
 
 # torch first: the machine decides between its CPU and its GPU build.
 .venv/%.done: pyproject.toml

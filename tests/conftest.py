@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HOME", str(Path(tempfile.gettempdir(), "bundle_tests_h
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir(), "bundle_tests_cache"))
 sys.path += [str(bundle) for bundle in BUNDLES if str(bundle) not in sys.path]
 
-pytest_plugins = ["tests.trajectories"]
+pytest_plugins = ["tests.support.trajectories"]
 NamedPath = Callable[[str], Path]
 
 
@@ -49,10 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @cache
 def recipe(bundle: str) -> dict[str, Any]:
-    """Content of the bundle's `small.yaml`."""
-    content: dict[str, Any] = yaml.safe_load(
-        (REPO / "tools/recipes" / bundle / "small.yaml").read_text(encoding="utf-8")
-    )
+    """Content of the bundle's `workflows.yaml`."""
+    path = REPO / "tests/bundles" / package(bundle) / "workflows.yaml"
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return content
 
 
@@ -99,7 +98,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
 
     @cache
     def folder(bundle: str) -> Path:
-        from tools.phantoms import phantoms as make
+        from tools.data.phantoms import phantoms as make
 
         return make(bundle, str(tmp_path_factory.mktemp(f"{bundle}_phantoms")), cases=5, **recipe(bundle)["phantoms"])
 

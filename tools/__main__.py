@@ -12,6 +12,7 @@ from tools.arguments import typed
 
 VERBS = {
     "check": "check every bundle against the rules of the collection",
+    "sync": "write the copies of tools/shared that every bundle has",
     "demo": "train, infer, evaluate and draw one bundle, on phantoms or on your own scans",
     "phantoms": "write a phantom data set in the layout of a bundle's real data",
     "split": "divide a data folder into training and validation cases",
@@ -23,6 +24,16 @@ VERBS = {
     "results": "write the JSON behind a figure, from the table of an evaluation",
     "report": "write one HTML page about the runs in a folder of results",
     "benchmark": "measure speed and memory, beside another implementation if given",
+}
+
+MODULES = {
+    "demo": "tools.demo.cli",
+    "phantoms": "tools.data.phantoms",
+    "split": "tools.data.split",
+    "datalist": "tools.data.datalist",
+    "pack": "tools.registry.pack",
+    "results": "tools.experiments.results",
+    "report": "tools.report.cli",
 }
 
 
@@ -38,7 +49,7 @@ def main() -> None:
     import fire
     import yaml
 
-    function = getattr(importlib.import_module(f"tools.{verb}"), verb)
+    function = getattr(importlib.import_module(MODULES.get(verb, f"tools.{verb}")), verb)
     command = sys.argv[2:] or (["--help"] if isinstance(function, dict) else [])
     try:
         verbs = (

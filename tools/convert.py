@@ -1,7 +1,7 @@
 """Checkpoints of the reference implementations to state dicts of our networks, and back.
 
-Which name means which is data: `tools/recipes/<bundle>/keys.yaml` holds one entry per network (role) of a bundle. Rules
-are patterns; the keys come from the network that the bundle's config builds, so that they fit every variant of it.
+Which name means which is data: `tools/per_bundle/<bundle>/keys.yaml` holds one entry per network (role) of a bundle.
+Rules are patterns; the keys come from the network that the bundle's config builds, so that they fit every variant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from tools import REPO
-from tools.checkpoints import read_content, state_dict, unusable, write_state
+from tools.registry.checkpoints import read_content, state_dict, unusable, write_state
 
 __all__ = ["KeyMap", "Role", "convert", "load_key_map", "load_role"]
 
@@ -203,7 +203,7 @@ def load_role(bundle: str, role: str | None = None) -> Role:
     Raises:
         ValueError: if the bundle has no key map or no such role.
     """
-    path = REPO / "tools" / "recipes" / bundle / "keys.yaml"
+    path = REPO / "tools" / "per_bundle" / bundle / "keys.yaml"
     if not path.is_file():
         raise ValueError(f"{bundle}: no key map {path.relative_to(REPO)}")
     roles = yaml.safe_load(path.read_text(encoding="utf-8"))

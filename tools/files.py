@@ -1,45 +1,13 @@
-"""Files, written so that a reader sees the old one or the new one, never half of one; errors name them."""
+"""JSON and CSV files that people write; errors name them."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-__all__ = ["PARTIAL", "read_json", "read_table", "replacing"]
-
-PARTIAL = ".partial-*"  # names of what a killed process leaves
-LONGEST_NAME = 200
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes its place when the block ends without an error.
-
-    It has the ending of `path`. Missing parent folders are created.
-
-    Raises:
-        OSError: when no file can be there, or the content does not reach the disk; `path` is as it was, and nothing is
-            left beside it.
-    """
-    if path.exists() and not path.is_file():  # a device, say, which a file would replace
-        raise FileExistsError(errno.EEXIST, "something that is no file is there", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".partial-{uuid4().hex[:12]}-{path.name[-LONGEST_NAME:]}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+__all__ = ["read_json", "read_table"]
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,6 @@
 """Benchmark of the bundles: equal results first, then time, memory and distance to the device's floor.
 
-A bundle registers its workloads in `tools/recipes/<bundle>/benchmark.py` as `def rows(device) -> list[Row]`.
+A bundle registers its workloads in `tools/per_bundle/<bundle>/benchmark.py` as `def rows(device) -> list[Row]`.
 """
 
 from tools.benchmark.cli import benchmark

@@ -79,7 +79,7 @@ def benchmark(
 
 
 def collect(bundle: str | None, device: torch.device) -> dict[str, list[Row]]:
-    """Load the rows that bundles register in `tools/recipes/<bundle>/benchmark.py`.
+    """Load the rows that bundles register in `tools/per_bundle/<bundle>/benchmark.py`.
 
     Args:
         bundle: Name of a bundle, `None` for all.
@@ -168,7 +168,7 @@ def _functions(path: Path, names: Sequence[str]) -> dict[str, Baseline]:
 
 
 def _registered(folder: Path, device: torch.device) -> list[Row]:
-    recipe = f"tools.recipes.{folder.name}.benchmark"
+    recipe = f"tools.per_bundle.{folder.name}.benchmark"
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:

@@ -19,7 +19,7 @@ import torch
 from tools import REPO
 from tools.benchmark.measurement import RowResult, SettingResult
 from tools.benchmark.meters import peak_flops
-from tools.files import replacing
+from tools.shared.files import atomic_write
 
 _COLUMNS = (
     "row",
@@ -80,7 +80,7 @@ def write_json(path: Path, results: Mapping[str, Sequence[RowResult]], *, enviro
         environment: Result of `environment`.
     """
     content = recorded(results, environment=environment)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from io import StringIO
 
-from tools.check.layout import MARKER
 from tools.check.model import Bundle, Finding, Source, bundle_rule
+from tools.sync import FOLDER
 
 LIMIT = 0.03
 RUN = 6
@@ -21,8 +21,8 @@ _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 def clone_limit(bundle: Bundle) -> Iterator[Finding]:
     """At most 3 % of a bundle's code lines lie in runs of six or more that another bundle has too.
 
-    Code lines are those with a word in them, without comments, docstrings and imports, compared token by token. Files
-    marked as identical in every bundle do not count.
+    Code lines are those with a word in them, without comments, docstrings and imports, compared token by token. What
+    `make sync` writes does not count.
     """
     code = _code(bundle)
     others = {other.name: _runs(_code(other)) for other in bundle.repository.bundles if other.name != bundle.name}
@@ -50,7 +50,7 @@ def _runs(code: dict[str, list[Line]]) -> set[tuple[str, ...]]:
 
 def _code(bundle: Bundle) -> dict[str, list[Line]]:
     """Return the code lines of each file, with their numbers."""
-    return {name: _lines(source) for name, source in bundle.python.items() if not source.text.startswith(MARKER)}
+    return {name: _lines(source) for name, source in bundle.python.items() if f"/{FOLDER}/" not in name}
 
 
 def _lines(source: Source) -> list[Line]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import yaml
 
 from tools.check.model import Bundle, Finding, Repository, UnreadableError, bundle_rule, repository_rule
+from tools.sync import FOLDER, copies
 
 REQUIRED = (
     "LICENSE",
@@ -25,7 +26,6 @@ REQUIRED = (
 )
 ALLOWED = {"LICENSE", "large_files.yml", "configs", "docs", "models", "cache", "eval", "__pycache__"}
 RESERVED = ("detection", "classification", "deepedit", "deepgrow")
-MARKER = "# Identical in every bundle; python -m tools check compares the copies."
 LARGEST = 25 * 2**20
 APACHE_TERMS = "59d8f0ba87ad9a2f"  # first digits of the sha256 of the words from the title to the end of the terms
 
@@ -111,11 +111,16 @@ def large_files(bundle: Bundle) -> Iterator[Finding]:
 
 @bundle_rule
 def identical_files(bundle: Bundle) -> Iterator[Finding]:
-    """The logging config and every file marked as identical are the same bytes in every bundle that has them."""
-    for key, file in _shared(bundle).items():
-        first = next(other for other in bundle.repository.bundles if key in _shared(other))
-        if (first.path / _shared(first)[key]).read_bytes() != (bundle.path / file).read_bytes():
-            yield file, f"differs from its copy in {first.name}"
+    """The logging config is the same in every bundle; what is shared is as `make sync` writes it."""
+    file, first = "configs/logging.conf", bundle.repository.bundles[0]
+    if bundle.text(file) != first.text(file):
+        yield file, f"differs from its copy in {first.name}"
+    for package in map(bundle.path.joinpath, bundle.packages):
+        wanted, folder = copies(bundle.repository.path, package), f"{package.name}/{FOLDER}"
+        for name in sorted({*wanted, *(path.name for path in package.glob(f"{FOLDER}/*.py"))}):
+            path = package / FOLDER / name
+            if name not in wanted or not path.is_file() or path.read_text(encoding="utf-8") != wanted[name]:
+                yield f"{folder}/{name}", f"is not what `make sync` makes of tools/{FOLDER}"
 
 
 @repository_rule
@@ -128,10 +133,3 @@ def file_size(repository: Repository) -> Iterator[Finding]:
         path = repository.path / file
         if path.is_file() and path.stat().st_size > LARGEST:
             yield file, f"has {path.stat().st_size / 2**20:.0f} MB, more than 25: publish it through large_files.yml"
-
-
-def _shared(bundle: Bundle) -> dict[str, str]:
-    """Return the files that have to equal their copies in other bundles, by path without the package's own name."""
-    marked = [file for file in bundle.relative("*.py") if bundle.text(file).startswith(MARKER)]
-    shared = {re.sub(rf"^({'|'.join(bundle.packages)})/", "*/", file): file for file in marked}
-    return shared | {file: file for file in bundle.relative("logging.conf")}

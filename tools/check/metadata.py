@@ -27,7 +27,7 @@ OWN_PINS = {"monai": "monai_version", "numpy": "numpy_version", "torch": "pytorc
 @bundle_rule
 def metadata_schema(bundle: Bundle) -> Iterator[Finding]:
     """The metadata obey MONAI's schema of 2024-07-25, of which the tests keep the rules."""
-    schema = json.loads(bundle.repository.text("tests/metadata_schema.json"))
+    schema = json.loads(bundle.repository.text("tools/check/metadata_schema.json"))
     for error in jsonschema.Draft201909Validator(schema).iter_errors(bundle.metadata):
         yield FILE, f"{'.'.join(map(str, error.absolute_path)) or 'metadata'}: {error.message}"
     if not str(bundle.metadata.get("schema", SCHEMA)).endswith(f"/{SCHEMA}"):

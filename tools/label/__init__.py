@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tools import BUNDLES, REPO
 from tools.arguments import names, require_text
-from tools.files import replacing
-from tools.pack import bundle_folder
+from tools.registry.pack import bundle_folder
+from tools.shared.files import atomic_write
 
 __all__ = ["label", "prepare"]
 
@@ -123,7 +123,7 @@ def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:
         _copy_bundle(folder, target / "model" / folder.name)
     own = Path(__file__).parent
     for source, name in [(own / "app.py", "main.py"), *((file, f"lib/{file.name}") for file in own.glob("lib/*.py"))]:
-        with replacing(target / name) as partial:
+        with atomic_write(target / name) as partial:
             shutil.copyfile(source, partial)
     return [folder.name for folder in sources]
 
@@ -178,6 +178,6 @@ def _complete(source: Path, target: Path, *, left_out: Callable[[str, list[str]]
     """Copies the weights that a folder lacks and another one has, which are of the same training."""
     missing = [path.name for path in source.glob("*") if path.is_file() and not (target / path.name).exists()]
     for name in sorted({*missing} - left_out(str(source), missing)):
-        with replacing(target / name) as partial:
+        with atomic_write(target / name) as partial:
             shutil.copyfile(source / name, partial)
         logger.info("%s copied to %s", source / name, target)

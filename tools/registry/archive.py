@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.archives import collisions, growing
-from tools.checkpoints import read_checkpoint, state_dict, unusable
+from tools.registry.checkpoints import read_checkpoint, state_dict, unusable
 from tools.registry.index import Release
+from tools.registry.zip_limits import collisions, growing
 
 __all__ = ["content_problems", "unpack"]
 

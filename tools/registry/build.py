@@ -11,9 +11,9 @@ from typing import Any
 
 from tools import BUNDLES
 from tools.arguments import names, require_text
-from tools.files import replacing
-from tools.pack import bundle_folder, pack
 from tools.registry.index import read_index
+from tools.registry.pack import bundle_folder, pack
+from tools.shared.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def build(
         raise ValueError("\n  ".join(["nothing is built", *problems]))
     for folder in folders:
         (stem,) = pack(str(folder), out, url=url)
-        with replacing(Path(out, f"{stem}.md")) as temporary:
+        with atomic_write(Path(out, f"{stem}.md")) as temporary:
             temporary.write_text(_notes(folder), encoding="utf-8", newline="\n")
     logger.info("%s: %d releases; next: python -m tools registry verify %s", out, len(read_index(out)), out)
     return Path(out)

@@ -10,8 +10,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.files import replacing
 from tools.registry.transfer import blocks
+from tools.shared.files import atomic_write
 
 __all__ = ["INDEX", "Release", "checksum", "digest", "download", "is_address", "read_index"]
 
@@ -102,7 +102,7 @@ def download(source: str, release: Release, *, target: Path) -> None:
     expected, place = checksum(source, release), _address(source, release.zip)
     sha256 = hashlib.sha256()
     try:
-        with replacing(target) as partial:
+        with atomic_write(target) as partial:
             with partial.open("wb") as file:
                 for block in blocks(place, limit=LARGEST_ZIP, shown=release.zip):
                     file.write(block)

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from tools.arguments import require_text
-from tools.demo_bundle import DEMO_VERSION
+from tools.demo.outputs import DEMO_VERSION
+from tools.registry.http_log import Wire
 from tools.registry.index import Release, is_address, read_index
 from tools.registry.verify import problems
-from tools.registry.wire import Wire
 
 TOKENS = {"github": "GITHUB_TOKEN", "hub": "HF_TOKEN"}
 PACKAGES = {"github": "PyGithub", "hub": "huggingface_hub"}

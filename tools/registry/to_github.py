@@ -24,8 +24,8 @@ from github.Requester import (
     RequestsResponse,
 )
 
+from tools.registry.http_log import File, Wire, readable
 from tools.registry.index import INDEX, Release, digest
-from tools.registry.wire import File, Wire, readable
 
 __all__ = ["publish_release"]
 

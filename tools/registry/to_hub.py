@@ -27,8 +27,8 @@ from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.sha import git_hash
 
 from tools.registry.archive import unpack
+from tools.registry.http_log import File, Wire, readable
 from tools.registry.index import Release, digest
-from tools.registry.wire import File, Wire, readable
 
 __all__ = ["publish_repositories"]
 

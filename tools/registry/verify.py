@@ -15,7 +15,7 @@ from tools import REPO
 from tools.registry.archive import content_problems, unpack
 from tools.registry.index import INDEX, Release, checksum, digest, download, is_address, read_index
 
-SCHEMA = REPO / "tests/metadata_schema.json"  # MONAI's rules, kept in the repository: nothing is downloaded
+SCHEMA = REPO / "tools/check/metadata_schema.json"  # MONAI's rules, kept in the repository: nothing is downloaded
 PROBE = Path(__file__).with_name("probe.py")
 TIME_LIMIT = 900  # seconds for one bundle's network
 

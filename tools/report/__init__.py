@@ -1,5 +1,1 @@
 """One HTML page about the runs in a folder: curves, scores, pictures of cases, settings, versions."""
-
-from tools.report.cli import report
-
-__all__ = ["report"]

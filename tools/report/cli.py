@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from tools.files import replacing
 from tools.report.page import page
 from tools.report.runs import read_folder
+from tools.shared.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def report(run_dir: str, *, output: str | None = None, data: str | None = None, 
     found = read_folder(Path(str(run_dir)))
     target = Path(output) if output else Path(str(run_dir), "report.html")
     text = page(found, data=Path(str(data)) if data else None, shown=cases)
-    with replacing(target) as partial:
+    with atomic_write(target) as partial:
         partial.write_text(text, encoding="utf-8")
     logger.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
     return target

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from tools.report.charts import chart, grouped
-from tools.report.pictures import pictures
+from tools.report.figures import pictures
 from tools.report.runs import Found, Table, Training
 from tools.report.scores import every_row, summary
 from tools.report.settings import details, run_list

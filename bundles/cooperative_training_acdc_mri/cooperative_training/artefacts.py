@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.utils import optional_import
 
-from .cases import InputError, Problem
+from .shared.validation import InputError, Problem
 
 __all__ = ["ARTEFACTS", "check_artefacts", "make_artefact"]
 

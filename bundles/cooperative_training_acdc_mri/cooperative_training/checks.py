@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from nibabel.nifti1 import Nifti1Image
 
-from .cases import Case, InputError, Problem, case_name, check_cases, problems_of_splits
-from .patients import patient_of
-from .scans import stem
-from .stacks import STRUCTURES, check_order, rules_of_stack
+from .shared.patients import patient_of
+from .shared.scans import stem
+from .shared.stacks import STRUCTURES, check_order, rules_of_stack
+from .shared.validation import Case, InputError, Problem, case_name, check_cases, problems_of_splits
 
 __all__ = ["check_stacks", "has_bfloat16"]
 

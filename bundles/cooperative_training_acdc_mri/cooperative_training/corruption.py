@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .artefacts import ARTEFACTS, check_artefacts, make_artefact
-from .cases import Case, InputError
-from .files import atomic_write, write_text
+from .shared.files import atomic_write, write_text
+from .shared.validation import Case, InputError
 
 __all__ = ["CorruptedSets", "cases_of", "corrupt", "draw_seed"]
 

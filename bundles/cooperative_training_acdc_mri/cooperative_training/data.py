@@ -14,11 +14,20 @@ from monai.data import Dataset
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from .cases import InputError
 from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
-from .lists import SPLITS, read_info, read_split_file
-from .patients import by_patient, check_patients, expanded
-from .scans import SUFFIXES, check_folders, check_names, existing_folder, problem_of_name, scans_in, single_scan, stem
+from .shared.lists import SPLITS, read_info, read_split_file
+from .shared.patients import by_patient, check_patients, expanded
+from .shared.scans import (
+    SUFFIXES,
+    check_folders,
+    check_names,
+    existing_folder,
+    problem_of_name,
+    scans_in,
+    single_scan,
+    stem,
+)
+from .shared.validation import InputError
 from .splits import drawn_split, published_split
 
 __all__ = ["SliceDataset", "evaluation_cases", "find_images", "read_split", "root_folder"]

@@ -13,10 +13,10 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
-from .cases import InputError
-from .evaluation import CaseTable, Row, voxel_volume
-from .files import write_table
-from .stacks import STRUCTURES
+from .shared.evaluation import CaseTable, Row, voxel_volume
+from .shared.files import write_table
+from .shared.stacks import STRUCTURES
+from .shared.validation import InputError
 
 __all__ = ["CaseReport", "CaseScores", "hd95", "scores", "summarise"]
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .cases import InputError
-from .lists import read_info
-from .scans import check_names, find_volume, folders_in, visible
+from .shared.lists import read_info
+from .shared.scans import check_names, find_volume, folders_in, visible
+from .shared.validation import InputError
 
 __all__ = ["is_patient", "is_reorganised", "labelled_cases", "patient_folders"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
-from .cases import InputError
-from .files import atomic_write
 from .masking import LatentMasking
 from .networks import CooperativeNetwork
+from .shared.files import atomic_write
+from .shared.validation import InputError
 from .training import CooperativeTraining
 
 __all__ = ["draw", "draw_hard_examples", "hard_examples"]

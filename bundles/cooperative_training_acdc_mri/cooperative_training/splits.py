@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import BUNDLE_ROOT
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["drawn_split", "published_split"]
 

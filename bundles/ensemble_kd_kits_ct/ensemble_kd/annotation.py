@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, InputError, case_name
 from .data import soft_label_file
 from .ensemble import Ensemble
-from .files import newer, write_text
+from .shared.files import newer, write_text
+from .shared.validation import Case, InputError, case_name
 
 __all__ = ["Annotation", "file_digest"]
 

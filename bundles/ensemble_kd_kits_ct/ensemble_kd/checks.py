@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from nibabel.nifti1 import Nifti1Image
 
-from .cases import Case, InputError, check_cases
+from .shared.stacks import check_order, rules_of_stack
+from .shared.validation import Case, InputError, check_cases
 from .soft_labels import Transform, grid_of, problem_of_soft_labels
-from .stacks import check_order, rules_of_stack
 
 __all__ = ["check_classes", "check_clip", "check_scans"]
 

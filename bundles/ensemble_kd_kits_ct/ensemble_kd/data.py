@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .cases import InputError
-from .lists import SPLITS, lists_of, read_info, read_json, read_split_file
-from .patients import by_patient, check_patients, expanded
-from .scans import (
+from .shared.lists import SPLITS, lists_of, read_info, read_json, read_split_file
+from .shared.patients import by_patient, check_patients, expanded
+from .shared.scans import (
     SUFFIXES,
     check_folders,
     check_names,
@@ -24,7 +23,8 @@ from .scans import (
     single_scan,
     stem,
 )
-from .writing import safe_name
+from .shared.validation import InputError
+from .shared.writing import safe_name
 
 __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "soft_label_file", "with_soft_labels"]
 

@@ -10,7 +10,7 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from .cases import InputError, check_sizes
+from .shared.validation import InputError, check_sizes
 
 __all__ = ["RELU", "DecoderStep", "EncoderDecoder", "check_dims", "decoder_steps", "is_scripting"]
 

@@ -16,10 +16,10 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
-from .cases import InputError
 from .external import BundleMember
 from .mirroring import MirroredInferer
-from .weights import load_weights
+from .shared.validation import InputError
+from .shared.weights import load_weights
 
 __all__ = ["Ensemble", "NetworkMember", "SplitMapsd", "own_members"]
 

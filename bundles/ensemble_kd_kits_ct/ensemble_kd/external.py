@@ -21,8 +21,8 @@ from monai.transforms import BorderPad, Compose, Invertd, ResampleToMatch
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
-from .cases import InputError
-from .weights import load_weights
+from .shared.validation import InputError
+from .shared.weights import load_weights
 
 __all__ = ["BundleMember"]
 

@@ -10,8 +10,8 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from .cases import InputError
 from .networks import DilatedCNN
+from .shared.validation import InputError
 
 __all__ = ["OrthogonalSliceInferer", "ShiftedTilesInferer"]
 

@@ -11,7 +11,7 @@ from monai.losses import DiceLoss
 from torch import nn
 from torch.nn import functional
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["DistillationLoss", "HardLoss"]
 

@@ -14,9 +14,9 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .cases import InputError
-from .evaluation import CaseTable, Row, voxel_volume
-from .files import write_table
+from .shared.evaluation import CaseTable, Row, voxel_volume
+from .shared.files import write_table
+from .shared.validation import InputError
 
 __all__ = ["KITS_STRUCTURES", "CaseReport", "CaseScores", "published_scores", "scores", "summarise"]
 

@@ -10,7 +10,7 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["MirroredInferer"]
 

@@ -16,8 +16,8 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import nn
 from torch.nn import functional
 
-from .cases import InputError, check_sizes
 from .encoder_decoder import RELU, EncoderDecoder, check_dims, decoder_steps, is_scripting
+from .shared.validation import InputError, check_sizes
 
 __all__ = ["DilatedCNN", "ResNet", "UNet"]
 

@@ -13,7 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["LabelInsideOrgand", "organ_mask"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional
 
-from .cases import InputError
-from .spacing import OwnKeysSpacingd
+from .shared.spacing import OwnKeysSpacingd
+from .shared.validation import InputError
 
 __all__ = ["CornerAlignedZoomd", "SmoothedSpacingd", "zoom_back"]
 

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["MODES", "rotate", "rotate_cubes", "surround"]
 

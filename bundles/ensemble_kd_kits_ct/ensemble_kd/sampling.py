@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, get_worker_info
 from tqdm import tqdm
 
 from .augmentation import changed, mirrored, turned
-from .cases import InputError
 from .rotation import surround
+from .shared.validation import InputError
 from .windows import CRITERIA, WindowTable, rules_broken_by, window_shape
 
 __all__ = ["PatchBatches", "class_shares", "cut"]

@@ -13,10 +13,10 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from .cases import InputError
-from .volumes import VolumeError, apart, read_volume, same_grid
+from .shared.validation import InputError
+from .shared.volumes import VolumeError, apart, read_volume, same_grid
+from .shared.writing import write_volume
 from .windows import SUM_TOLERANCE
-from .writing import write_volume
 
 __all__ = ["LoadSoftLabelsd", "SaveMapsd", "grid_of", "problem_of_soft_labels"]
 

@@ -14,8 +14,8 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.factories import Conv, Dropout, Norm, Pool
 from torch import nn
 
-from .cases import InputError
 from .encoder_decoder import RELU, DecoderStep, EncoderDecoder, check_dims, decoder_steps
+from .shared.validation import InputError
 
 __all__ = ["LightUNet", "PlainUNet"]
 

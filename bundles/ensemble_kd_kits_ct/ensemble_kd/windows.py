@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["CRITERIA", "WindowTable", "rules_broken_by", "window_shape"]
 

@@ -10,11 +10,11 @@ from monai.data.utils import affine_to_spacing
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from .cases import Case, InputError, case_name, check_cases
-from .conventions import LabelConvention
-from .data import sequence_files
-from .sequences import channels_of
-from .volumes import voxels_of
+from .shared.conventions import LabelConvention
+from .shared.data import sequence_files
+from .shared.sequences import channels_of
+from .shared.validation import Case, InputError, case_name, check_cases
+from .shared.volumes import voxels_of
 
 __all__ = ["check_scans", "check_sequences"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .regions import REGIONS, region_mask
-from .tables import CaseScores, Item
+from .shared.regions import REGIONS, region_mask
+from .shared.tables import CaseScores, Item
 from .uncertainty import uncertainty_scores
 
 __all__ = ["UncertainCaseScores"]

@@ -9,7 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.metrics import CumulativeIterationMetric
 
-from .regions import REGIONS, region_mask
+from .shared.regions import REGIONS, region_mask
 
 __all__ = ["MovingScore", "SmoothedDice", "smoothed_dice"]
 

@@ -9,7 +9,7 @@ from monai.networks.blocks import ADN, Convolution
 from torch import nn
 from torch.nn import functional
 
-from .convolutions import HalvedConv3d
+from .shared.convolutions import HalvedConv3d
 
 __all__ = ["Discriminator", "SegmentationNetwork", "WithFeatures"]
 

@@ -16,8 +16,8 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import nn
 
-from .cases import InputError
-from .regions import REGIONS
+from .shared.regions import REGIONS
+from .shared.validation import InputError
 
 __all__ = ["THRESHOLDS", "MonteCarloDropout", "UncertaintyMapsd", "region_uncertainty", "uncertainty_scores"]
 

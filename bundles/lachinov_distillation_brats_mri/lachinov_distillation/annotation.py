@@ -10,12 +10,12 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from .cases import Case, InputError, case_name
-from .data import sequence_files
 from .datalist import write_datalist
 from .ensemble import Ensemble
-from .files import newer, write_text
-from .writing import safe_name
+from .shared.data import sequence_files
+from .shared.files import newer, write_text
+from .shared.validation import Case, InputError, case_name
+from .shared.writing import safe_name
 
 __all__ = ["Annotation"]
 

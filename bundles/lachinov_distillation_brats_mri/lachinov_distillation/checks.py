@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from nibabel.nifti1 import Nifti1Image
 
-from .cases import Case, InputError, case_name, check_cases
-from .conventions import LabelConvention
-from .data import sequence_files
-from .sequences import channels_of
-from .volumes import voxels_of
+from .shared.conventions import LabelConvention
+from .shared.data import sequence_files
+from .shared.sequences import channels_of
+from .shared.validation import Case, InputError, case_name, check_cases
+from .shared.volumes import voxels_of
 
 __all__ = ["check_patch", "check_scans", "check_sequences", "has_bfloat16"]
 

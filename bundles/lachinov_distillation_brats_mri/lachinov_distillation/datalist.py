@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cases import InputError
-from .data import find_scans
-from .files import write_text
-from .lists import lists_of, read_json
-from .patients import by_patient, check_patients
-from .scans import check_names
+from .shared.data import find_scans
+from .shared.files import write_text
+from .shared.lists import lists_of, read_json
+from .shared.patients import by_patient, check_patients
+from .shared.scans import check_names
+from .shared.validation import InputError
 
 __all__ = ["read_datalist", "unlabelled_cases", "with_pseudo_labels", "write_datalist"]
 

@@ -16,14 +16,14 @@ from monai.inferers import Inferer
 from monai.transforms import DivisiblePad, MapTransform
 from torch import nn
 
-from .cases import Case, InputError, case_name
 from .conversions import class_probabilities, region_probabilities
-from .evaluation import voxel_volume
 from .labelling import as_bytes, discretise_classes, remove_small_components
 from .labels import CHANNELS, mapped
-from .regions import CLASSES, VALUES
-from .volumes import LoadVolume, VolumeError, read_volume, same_grid
-from .weights import load_weights
+from .shared.evaluation import voxel_volume
+from .shared.regions import CLASSES, VALUES
+from .shared.validation import Case, InputError, case_name
+from .shared.volumes import LoadVolume, VolumeError, read_volume, same_grid
+from .shared.weights import load_weights
 
 __all__ = ["Ensemble", "EnsembleLabeld", "FileMember", "NetworkMember"]
 

@@ -11,8 +11,8 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch.nn import functional
 
-from .cases import InputError
 from .conversions import region_probabilities
+from .shared.validation import InputError
 
 __all__ = ["FlipAverageInferer", "ResizedInferer"]
 

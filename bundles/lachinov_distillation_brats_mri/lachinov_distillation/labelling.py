@@ -12,8 +12,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor, optional_import
 
-from .evaluation import voxel_volume
-from .regions import VALUES
+from .shared.evaluation import voxel_volume
+from .shared.regions import VALUES
 
 __all__ = ["LabelRegionsd", "as_bytes", "discretise_classes", "label_regions", "remove_small_components"]
 

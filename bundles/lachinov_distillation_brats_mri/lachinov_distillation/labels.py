@@ -10,8 +10,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from .regions import CLASSES, VALUES, region_mask
-from .volumes import LoadVolume
+from .shared.regions import CLASSES, VALUES, region_mask
+from .shared.volumes import LoadVolume
 
 __all__ = ["CHANNELS", "LoadLabeld", "ToRegionsd", "mapped"]
 

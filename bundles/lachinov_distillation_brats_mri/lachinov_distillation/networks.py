@@ -9,7 +9,7 @@ import torch
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import nn
 
-from .convolutions import HalvedConv3d
+from .shared.convolutions import HalvedConv3d
 
 __all__ = ["JoiningConv3d", "ResUNet", "verify_size"]
 

@@ -11,7 +11,7 @@ from monai.transforms import MapTransform, Randomizable, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = [
     "RandCornerScaled",

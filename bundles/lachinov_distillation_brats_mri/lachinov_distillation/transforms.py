@@ -14,7 +14,7 @@ from monai.transforms import CropForeground, CropForegroundd, MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from numpy.typing import NDArray
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["CropBraind", "NormalizeClippedd", "NormalizePositived"]
 

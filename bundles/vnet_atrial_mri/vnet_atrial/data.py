@@ -6,10 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import InputError
-from .lists import read_split_file
-from .patients import by_patient, check_patients, expanded
-from .scans import check_folders, check_names, existing_folder, find_volume, folders_in, scans_in, single_scan, stem
+from .shared.lists import read_split_file
+from .shared.patients import by_patient, check_patients, expanded
+from .shared.scans import (
+    check_folders,
+    check_names,
+    existing_folder,
+    find_volume,
+    folders_in,
+    scans_in,
+    single_scan,
+    stem,
+)
+from .shared.validation import InputError
 
 __all__ = ["find_images", "read_split", "root_folder"]
 

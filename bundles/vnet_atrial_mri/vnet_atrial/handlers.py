@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.metrics.utils import get_edge_surface_distance
 
-from .evaluation import CaseTable, voxel_volume
-from .files import write_table
+from .shared.evaluation import CaseTable, voxel_volume
+from .shared.files import write_table
 
 __all__ = ["CaseReport", "CaseScores", "MillimetreMetric", "scores"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.transforms.utils import get_largest_connected_component_mask
 
-from .cases import InputError
+from .shared.validation import InputError
 
 __all__ = ["find_box", "has_locator", "patch_size_for", "patch_start"]
 

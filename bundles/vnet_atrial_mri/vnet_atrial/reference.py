@@ -23,9 +23,9 @@ from monai.transforms import MapTransform, RandomizableTransform, Transform
 from monai.utils import convert_to_dst_type, ensure_tuple_rep, optional_import
 from tqdm import tqdm
 
-from .cases import InputError
-from .files import write_text
 from .locator import find_box, patch_size_for
+from .shared.files import write_text
+from .shared.validation import InputError
 
 __all__ = ["Downscale", "RandElasticd", "RandRotateInPlaned", "RandTranslated"]
 __all__ += ["measure_intensity", "read_intensity", "suggest_patch_size"]

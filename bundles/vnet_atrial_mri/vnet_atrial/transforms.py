@@ -16,8 +16,8 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_dst_type, optional_import
 from torch import nn
 
-from .cases import InputError
 from .locator import find_box, patch_start
+from .shared.validation import InputError
 
 __all__ = ["CropAroundd", "LevelSetd", "LocateAtriumd", "affine_reach", "level_set"]
 

@@ -1,0 +1,1 @@
+"""Data sets: phantoms, splits, datalists."""

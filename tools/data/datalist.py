@@ -1,0 +1,266 @@
+"""The datalist of a bundle that learns from several data sets of brain tumours; no scan is in it twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from tools.data.duplicates import GRID, SAME, read_fingerprint, same_scans, similarities
+from tools.shared.data import find_scans, read_split, sequence_files
+from tools.shared.files import atomic_write
+from tools.shared.lists import read_json, read_text
+from tools.shared.patients import by_patient
+from tools.shared.scans import scans_in, stem
+from tools.shared.validation import InputError
+
+logger = logging.getLogger(__name__)
+
+LISTS = ("training", "validation", "unlabelled")
+BRATS_LABELS = ["NCR", "ED", "ET", "ET"]  # ET is 4 until 2021, 3 from 2023 on
+DECATHLON_LABELS = ["ED", "NCR", "ET"]
+# Channels of a Decathlon volume in their order, and their names in its dataset.json.
+CHANNELS = {"flair": ("flair",), "t1": ("t1w", "t1"), "t1ce": ("t1gd", "t1ce"), "t2": ("t2w", "t2")}
+
+Problem = tuple[str, str, str]
+
+
+class Scan(NamedTuple):
+    """A case, the list that it belongs to, and its entry there."""
+
+    part: str
+    case: str
+    entry: dict[str, Any]
+
+    def files(self, sequences: Sequence[str]) -> list[tuple[str, Path]]:
+        """Its files and what each should hold: sequences, or `image` for a stack, and `label`."""
+        image = Path(self.entry["image"])
+        found = None if self.entry["stack"] else sequence_files(image, sequences)
+        label = {"label": Path(self.entry["label"])} if "label" in self.entry else {}
+        return list({**(found or {"image": image}), **label}.items())
+
+
+def datalist(
+    output: str,
+    *,
+    labelled: str,
+    decathlon: str | None = None,
+    unlabelled: str | None = None,
+    exclude: str | None = None,
+    sequences: str | Sequence[str] = ("t1", "t1ce", "t2", "flair"),
+    validation: float = 0.2,
+    seed: int = 123,
+    duplicates: str = "refuse",
+) -> Path:
+    """List the scans to learn from in the file OUTPUT: training, validation and unlabelled.
+
+    The BraTS patients of LABELLED are divided into training and validation, the same share of every grade. Cases of
+    DECATHLON all go to training. Scans are compared by content, because the Decathlon holds patients of BraTS under
+    other names: a copy of a validation case in training would spoil every score, and so would another scan of its
+    patient, which its name tells.
+
+    Args:
+        output: JSON file to write: {"training": [...], "validation": [...], "unlabelled": [...]}, sorted by case. Paths
+            are relative to its folder when below it, else absolute.
+        labelled: folder of BraTS cases, with or without folders HGG and LGG; of 2017 or later, because label 3 was
+            another class before.
+        decathlon: folder Task01_BrainTumour with imagesTr and labelsTr.
+        unlabelled: folder of BraTS cases or of 4D volumes like imagesTs; labels in it are not used.
+        exclude: file of cases that no list shall hold, for example a hold-out: one per line, # starts a comment, or a
+            JSON list. Later copies of them count as duplicates too (first validation, then training, Decathlon,
+            unlabelled), and further scans of their patients. The split of the other cases stays as it is.
+        sequences: that every case must have, for example t1,t1ce,t2,flair; a BraTS case is known by the first.
+        validation: share of the BraTS cases for validation, between 0 and 1.
+        seed: seed of the shuffle.
+        duplicates: "refuse" ends with an error that names the pairs, "drop" leaves out the later scan of each.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: an argument is none of those allowed, files are missing or unreadable, channels are in another
+            order, an excluded case does not exist, a name or a scan occurs twice, or a list would be empty.
+    """
+    if duplicates not in ("refuse", "drop") or not 0 < validation < 1:
+        rule = "duplicates must be refuse or drop, validation between 0 and 1"
+        raise ValueError(f"{rule}, got {duplicates} and {validation}")
+    wanted = sequences.split(",") if isinstance(sequences, str) else list(sequences)
+    split = read_split(labelled, sequences=wanted, validation=validation, seed=seed)
+    # In the order of precedence: of two that are the same the first stays.
+    scans = [
+        Scan(part, case["case"], {**case, "label_source": "manual", "label_order": BRATS_LABELS, "stack": None})
+        for part in ("validation", "training")
+        for case in split[part]
+    ]
+    scans += [] if decathlon is None else _decathlon(Path(decathlon).absolute(), wanted)
+    scans += [] if unlabelled is None else _unlabelled(Path(unlabelled).absolute(), wanted)
+    excluded = set() if exclude is None else _excluded(Path(exclude), {scan.case for scan in scans})
+    if problems := [
+        (scan.case, str(path), f"{key} is missing")
+        for scan in scans
+        if scan.case not in excluded
+        for key, path in scan.files(wanted)
+        if not path.is_file()
+    ]:
+        raise InputError(problems)
+
+    dropped = _dropped(
+        scans, excluded, sequence="flair" if "flair" in wanted else wanted[0], refuse=duplicates != "drop"
+    )
+    kept = [scan for index, scan in enumerate(scans) if index not in dropped and scan.case not in excluded]
+    path = Path(output).absolute()
+    _write(path, kept)
+    numbers = Counter(scan.part for scan in kept)
+    logger.info("%s: %s cases", path, ", ".join(f"{numbers[part]} {part}" for part in LISTS))
+    return path
+
+
+def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
+    """The cases of imagesTr with their labels."""
+    images, labels = (
+        {path.name: path for path in (scans_in(root / part, suffixes=[".nii.gz"]) if (root / part).is_dir() else [])}
+        for part in ("imagesTr", "labelsTr")
+    )
+    if not images:
+        raise InputError([("", str(root / "imagesTr"), "holds no volume *.nii.gz")])
+    if problems := [(name, str(labels[name]), "has no image in imagesTr") for name in labels if name not in images]:
+        raise InputError(problems)
+    entry = {"label_source": "manual", "label_order": DECATHLON_LABELS, "stack": _channels(root, sequences)}
+    return [
+        Scan("training", case, {"case": case, "image": str(path), "label": str(root / "labelsTr" / name), **entry})
+        for name, path in images.items()
+        for case in [stem(path)]
+    ]
+
+
+def _unlabelled(root: Path, sequences: Sequence[str]) -> list[Scan]:
+    found = find_scans(root, sequences=sequences)
+    stacked = [sequence_files(case["image"], sequences) is None for case in found]
+    stack = _channels(root, sequences) if any(stacked) else None
+    return [
+        Scan("unlabelled", case["case"], {**case, "stack": stack if alone else None})
+        for case, alone in zip(found, stacked, strict=True)
+    ]
+
+
+def _channels(folder: Path, sequences: Sequence[str]) -> list[str]:
+    """Order of the channels of 4D volumes, held against the dataset.json in or above their folder if there is one."""
+    names = list(CHANNELS)
+    if missing := [name for name in sequences if name not in names]:
+        raise InputError([("", str(folder), f"4D volumes hold {', '.join(names)}, not {', '.join(missing)}")])
+    description = next((p for p in (folder / "dataset.json", folder.parent / "dataset.json") if p.is_file()), None)
+    if description is None:
+        logger.warning("%s: no dataset.json, channels are taken to be %s", folder, ", ".join(names))
+        return names
+    try:
+        modality = read_json(description, kind="description")["modality"]
+        found = [str(modality[str(index)]) for index in range(len(modality))]
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError([("", str(description), f"has no list of channels under 'modality' ({error!r})")]) from error
+    known = [next((name for name in names if channel.lower() in CHANNELS[name]), channel) for channel in found]
+    if known != names:
+        rule = f"channels must be {', '.join(names)}, they are {', '.join(found)}"
+        raise InputError([("", str(description), rule)])
+    return names
+
+
+def _excluded(path: Path, cases: set[str]) -> set[str]:
+    text = read_text(path, kind="file of excluded cases")
+    if text.lstrip().startswith("["):
+        names = [str(name) for name in read_json(path, kind="file of excluded cases")]
+    else:
+        names = [name for line in text.splitlines() if (name := line.partition("#")[0].strip())]
+    if unknown := [name for name in names if name not in cases]:
+        raise InputError([(name, str(path), "is excluded but occurs in no data folder") for name in unknown])
+    return set(names)
+
+
+def _dropped(scans: Sequence[Scan], excluded: set[str], *, sequence: str, refuse: bool) -> set[int]:
+    """Indices of the scans that are copies of earlier ones; names every pair that excluding has not resolved."""
+    similarity = similarities(_fingerprints(scans, excluded, sequence))
+    groups = same_scans(similarity)
+    later = {index for group in groups for index in group[1:]}
+    open_ones = {index for index in later if scans[index].case not in excluded}
+    visits = _visits(scans, excluded)
+    later |= visits.keys()
+    problems = [(scans[index].case, scans[index].entry["image"], rule) for index, rule in visits.items()]
+    problems += [
+        (
+            scans[second].case,
+            scans[second].entry["image"],
+            f"shows the same scan as case {scans[first].case}: {scans[first].entry['image']} "
+            f"(similarity {similarity[first, second]:.3f})",
+        )
+        for group in groups
+        for first, second in combinations(group, 2)
+        if similarity[first, second] >= SAME and not open_ones.isdisjoint((first, second))
+    ]
+    if refuse and problems:
+        advice = "--duplicates drop leaves out the scan named first in each line; or name it in a file for --exclude."
+        raise ValueError(f"{InputError(problems + list(_names_twice(scans, excluded)))}\n{advice}")
+    for case, file, rule in problems:
+        logger.info("case %s: %s: %s", case, file, rule)
+    if twice := list(_names_twice([scan for index, scan in enumerate(scans) if index not in later], excluded)):
+        raise InputError(twice)
+    return later
+
+
+def _visits(scans: Sequence[Scan], excluded: set[str]) -> dict[int, str]:
+    """Indices of scans to learn from whose patient validates or is excluded, as names tell; why each may not stay."""
+    part_of = {scan.case: scan.part for scan in reversed(scans)}
+    found: dict[str, str] = {}
+    for cases in by_patient(list(part_of)).values():
+        for held in (case for case in cases if part_of[case] == "validation" or case in excluded):
+            found |= dict.fromkeys(cases, f"is of the patient of case {held}, who validates or is excluded")
+    learnt = [(i, s) for i, s in enumerate(scans) if s.part != "validation" and s.case not in excluded]
+    return {index: found[scan.case] for index, scan in learnt if scan.case in found}
+
+
+def _names_twice(scans: Sequence[Scan], excluded: set[str]) -> Iterator[Problem]:
+    seen: dict[str, Scan] = {}
+    for scan in scans:
+        if scan.case not in excluded and seen.setdefault(scan.case, scan) is not scan:
+            yield scan.case, scan.entry["image"], f"has the name of another case: {seen[scan.case].entry['image']}"
+
+
+def _fingerprints(scans: Sequence[Scan], excluded: set[str], sequence: str) -> torch.Tensor:
+    """Fingerprints of all scans `(N, GRID, GRID, GRID)`; zeros for an excluded scan that cannot be read."""
+
+    def read(scan: Scan) -> torch.Tensor | Problem:
+        stack = scan.entry["stack"]
+        (_, path), *_ = scan.files([sequence])
+        try:
+            return read_fingerprint(path, stack.index(sequence) if stack else None)
+        except Exception as error:
+            return scan.case, str(path), f"cannot be compared with the other scans ({error})"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(tqdm(pool.map(read, scans), "Comparing scans", len(scans), unit="case"))
+    problems = [each for each in found if not isinstance(each, torch.Tensor)]
+    if serious := [problem for problem in problems if problem[0] not in excluded]:
+        raise InputError(serious)
+    for case, file, rule in problems:
+        logger.warning("excluded case %s: %s: %s", case, file, rule)
+    return torch.stack([each if isinstance(each, torch.Tensor) else torch.zeros((GRID,) * 3) for each in found])
+
+
+def _write(path: Path, scans: Sequence[Scan]) -> None:
+    root = path.parent
+    lists: dict[str, list[dict[str, Any]]] = {part: [] for part in LISTS}
+    for scan in sorted(scans, key=lambda scan: scan.case):
+        files = [(key, Path(scan.entry[key])) for key in ("image", "label") if key in scan.entry]
+        places: dict[str, Any] = {key: str(p.relative_to(root) if p.is_relative_to(root) else p) for key, p in files}
+        lists[scan.part].append({**scan.entry, **places})
+    if empty := [part for part in ("training", "validation") if not lists[part]]:
+        raise InputError([("", str(path), f"no case would be left for {' and '.join(empty)}")])
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(lists, indent=2) + "\n", encoding="utf-8")

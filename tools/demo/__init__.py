@@ -1,0 +1,1 @@
+"""`python -m tools demo`: a bundle trained, run, evaluated and drawn."""

@@ -1,0 +1,1 @@
+"""How figures are made: studies over seeds, tables of results."""

@@ -1,0 +1,136 @@
+"""Reads the text files that come with scans: JSON lists of cases, whatever wrote them, and `Info.cfg`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .scans import problem_of_name
+from .validation import InputError
+
+__all__ = ["SPLITS", "lists_of", "read_info", "read_json", "read_split_file", "read_text"]
+
+SPLITS = ("training", "validation", "test")
+# Lists in the descriptions of data sets that are no lists of cases.
+METADATA = {"labels", "modality", "channel_names", "tensorImageSize", "tensorImageSizes", "authors", "keywords"}
+
+
+def _content(path: Path, kind: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError([("", str(path), f"{kind} does not exist")]) from None
+    except (OSError, ValueError) as error:
+        raise InputError([("", str(path), f"{kind} cannot be read ({error})")]) from error
+
+
+def read_text(path: str | Path, *, kind: str) -> str:
+    """Returns the content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        kind: what it is, for messages.
+
+    Raises:
+        InputError: when it is missing or unreadable.
+    """
+    content = _content(Path(path), kind)
+    return content.decode(json.detect_encoding(content), errors="replace")
+
+
+def read_json(path: str | Path, *, kind: str) -> Any:
+    """Returns the content of a JSON file, see `read_text`.
+
+    Raises:
+        InputError: when it is missing, unreadable, no JSON, nested too deeply, or holds NaN or a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return dict(pairs)
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no JSON")
+
+    content = _content(Path(path), kind)
+    try:
+        return json.loads(content, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise InputError([("", str(path), "is no valid JSON (nested too deeply)")]) from None
+    except ValueError as error:
+        raise InputError([("", str(path), f"is no valid JSON ({error})")]) from error
+
+
+def lists_of(
+    content: Any, path: str | Path, *, known: Sequence[str], needed: Sequence[str] = (), rule: str
+) -> dict[str, list[Any]]:
+    """Returns the known lists of a JSON object, empty where there is none.
+
+    Args:
+        content: what the file holds; entries that are no lists describe the data, and are passed over.
+        path: the file.
+        known: names of the lists.
+        needed: those that must be there.
+        rule: for messages, which lists there may be.
+
+    Raises:
+        InputError: when a list is missing, is none, or is unknown; then the nearest known one is named.
+    """
+    found: Mapping[str, Any] = content if isinstance(content, dict) else {}
+    unknown = [key for key, each in found.items() if isinstance(each, list) and key not in {*known, *METADATA}]
+    if unknown:
+        problems = []
+        for key in unknown:
+            nearest = get_close_matches(key.lower(), known, n=1, cutoff=0.3)
+            hint = f", is it '{nearest[0]}'?" if nearest else ""
+            problems.append(("", str(path), f"{rule}; '{key}' is none of {', '.join(known)}{hint}"))
+        raise InputError(problems)
+    missing = not isinstance(content, dict) or any(name not in found for name in needed)
+    if missing or not all(isinstance(found.get(name, []), list) for name in known):
+        raise InputError([("", str(path), rule)])
+    return {name: found.get(name, []) for name in known}
+
+
+def read_split_file(path: str | Path) -> dict[str, list[str]]:
+    """Reads a JSON file with lists of case names under `training`, `validation` and, if wanted, `test`.
+
+    Raises:
+        InputError: as `read_json` and `lists_of`, and when an entry is no name of a case, or is listed twice.
+    """
+    content = read_json(path, kind="split file")
+    rule = "must hold lists of case names under 'training' and 'validation', and may under 'test'"
+    named = lists_of(content, path, known=SPLITS, needed=SPLITS[:2], rule=rule)
+    problems = [
+        ("", str(path), f"entry {number} of '{split}': {problem}")
+        for split, names in named.items()
+        for number, name in enumerate(names, 1)
+        if (problem := problem_of_name(name))
+    ]
+    if not problems:
+        counts = Counter(name for names in named.values() for name in names)
+        problems = [(name, str(path), "is listed twice") for name, count in sorted(counts.items()) if count > 1]
+    if problems:
+        raise InputError(problems)
+    return named
+
+
+def read_info(path: Path) -> dict[str, str]:
+    """Entries `key: value` of an `Info.cfg`, in any of the encodings of `read_text`; empty where there is none.
+
+    Raises:
+        InputError: when it cannot be read, or a key has two values.
+    """
+    if not path.is_symlink() and not path.exists():
+        return {}
+    lines = read_text(path, kind=path.name).splitlines()
+    pairs = dict.fromkeys((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1 and key]
+    if twice:
+        raise InputError([(path.parent.name, str(path), f"{twice[0]} has two values")])
+    return dict(pairs.keys())
