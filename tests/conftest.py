@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -81,6 +82,13 @@ def package(bundle: str) -> str:
     """Name of the bundle's Python package."""
     (init,) = (REPO / "bundles" / bundle).glob("*/__init__.py")
     return init.parent.name
+
+
+def data_module(bundle: str) -> Any:
+    """The module in which a bundle finds its scans, its own or one that it shares."""
+    name = package(bundle)
+    own = importlib.util.find_spec(f"{name}.data")
+    return importlib.import_module(f"{name}.data" if own else f"{name}.shared.data")
 
 
 NAMES = [bundle.name for bundle in BUNDLES]

@@ -32,6 +32,7 @@ MODULES = {
     "split": "tools.data.split",
     "datalist": "tools.data.datalist",
     "pack": "tools.registry.pack",
+    "registry": "tools.registry.cli",
     "results": "tools.experiments.results",
     "report": "tools.report.cli",
 }

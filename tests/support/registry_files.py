@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tools.registry import build
+from tools.registry.build import build
 
 NETWORK = """
 import torch

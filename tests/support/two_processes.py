@@ -93,7 +93,9 @@ class Joined(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, patches: Any, seed: int) -> None:
         self.seed = seed
-        self.seeds = importlib.import_module(f"{type(patches).__module__.split('.')[0]}.resume").epoch_seeds
+        self.seeds = importlib.import_module(
+            f"{type(patches).__module__.split('.')[0]}.shared.checkpointing"
+        ).epoch_seeds
         self.data = patches.data
         self.parts = [copy(patches) for _ in range(SHARES)]
 
@@ -205,7 +207,7 @@ def main(file: str) -> None:
     plan = json.loads(Path(file).read_text())
     rank = int(os.environ["RANK"])
     sys.path.append(plan["root"])
-    trainings = importlib.import_module(f"{plan['package']}.resume").TrainingState
+    trainings = importlib.import_module(f"{plan['package']}.shared.checkpointing").TrainingState
     watch = Watch(plan["folder"])
     for index, run in enumerate(plan["together"]):
         meet(Path(plan["folder"], f"port_{index}"))

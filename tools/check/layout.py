@@ -115,7 +115,7 @@ def identical_files(bundle: Bundle) -> Iterator[Finding]:
     file, first = "configs/logging.conf", bundle.repository.bundles[0]
     if bundle.text(file) != first.text(file):
         yield file, f"differs from its copy in {first.name}"
-    for package in map(bundle.path.joinpath, bundle.packages):
+    for package in [bundle.path / name for name in bundle.packages if len(bundle.packages) == 1]:
         wanted, folder = copies(bundle.repository.path, package), f"{package.name}/{FOLDER}"
         for name in sorted({*wanted, *(path.name for path in package.glob(f"{FOLDER}/*.py"))}):
             path = package / FOLDER / name

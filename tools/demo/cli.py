@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tools import BUNDLES, REPO
+from tools import REPO
 from tools.demo.data import prepare_data
 from tools.demo.outputs import check_settings, write_bundle, write_studies
 from tools.demo.tables import Rows, comparison, read_metrics, table, write_metrics
@@ -258,11 +258,10 @@ def leave_bundle(
 
 def _recipe(bundle: str) -> tuple[Path, Recipe]:
     """The folder of `bundle` and the recipe of its demo."""
-    recipes = {folder: REPO / "tools/per_bundle" / folder.name / "demo.yaml" for folder in BUNDLES}
-    known = {folder.name: (folder, file) for folder, file in recipes.items() if file.is_file()}
-    if bundle not in known:
-        raise ValueError(f"no demo for bundle {bundle!r}; there are demos for: {', '.join(known)}")
-    return known[bundle][0], yaml.safe_load(known[bundle][1].read_text())
+    recipes = {file.parent.name: file for file in sorted((REPO / "tools/per_bundle").glob("*/demo.yaml"))}
+    if bundle not in recipes:
+        raise ValueError(f"no demo for bundle {bundle!r}; there are demos for: {', '.join(recipes)}")
+    return REPO / "bundles" / bundle, yaml.safe_load(recipes[bundle].read_text())
 
 
 def _file(pattern: str) -> Path:

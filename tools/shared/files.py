@@ -39,6 +39,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(target)
     except OSError as error:
+        if error.filename not in (None, str(partial), partial, str(target.parent)):
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(target)) from None
     finally:
         with contextlib.suppress(OSError):

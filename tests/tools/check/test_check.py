@@ -207,8 +207,8 @@ def test_all_problems_are_listed_at_once(
         check()
     assert stop.value.code == 1
     assert capsys.readouterr().out.splitlines() == [
-        "nothing_else: beta_ct/notes.txt: does not belong in the root of a bundle",
         "card_sections: alpha_mri/docs/README.md: does not start with a title",
+        "nothing_else: beta_ct/notes.txt: does not belong in the root of a bundle",
         f"{len(RULES)} rules over alpha_mri, beta_ct: 2 problems",
     ]
     with pytest.raises(SystemExit, match="1"):

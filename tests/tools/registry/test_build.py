@@ -14,8 +14,8 @@ from tests.support.registry_files import copy, resign, rewrite, toy_bundle, toy_
 from tests.support.registry_servers import serving_folder
 from tools import BUNDLES
 from tools.__main__ import main
-from tools.registry import build, verify
-from tools.registry.verify import problems
+from tools.registry.build import build
+from tools.registry.verify import problems, verify
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from tests.support.registry_files import track
 from tests.support.registry_github import GitHub, direct_monai
 from tests.support.registry_hub import Hub
 from tests.support.registry_servers import Service, serving, serving_folder
-from tools import REPO, registry
+from tools import REPO
+from tools.registry.build import build
 from tools.registry.http_log import Wire
 from tools.registry.index import read_index
 from tools.registry.to_github import publish_release
@@ -48,7 +49,7 @@ def dist(weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 os.link(weights(bundle) / name, folder / "models" / name)
     track(parent / "source" / NAMES[0])
     folders = [str(parent / "source" / bundle) for bundle in NAMES]
-    return registry.build(str(parent / "dist"), bundles=folders)
+    return build(str(parent / "dist"), bundles=folders)
 
 
 def assert_loads(bundle: str, home: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

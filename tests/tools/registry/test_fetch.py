@@ -25,7 +25,8 @@ from filelock import FileLock
 
 from tests.support.registry_files import copy, resign, rewrite, toy_bundle, toy_registry
 from tests.support.registry_servers import serving_folder
-from tools.registry import build, fetch
+from tools.registry.build import build
+from tools.registry.fetch import fetch
 from tools.registry.verify import problems
 
 Members = dict[str, bytes]

@@ -14,7 +14,10 @@ import pytest
 from tests.support.registry_files import copy, toy_bundle, toy_registry
 from tests.support.registry_github import GitHub, direct_monai
 from tests.support.registry_servers import Service, serving
-from tools.registry import build, fetch, publish, to_github
+from tools.registry import to_github
+from tools.registry.build import build
+from tools.registry.fetch import fetch
+from tools.registry.publish import publish
 from tools.registry.verify import problems
 
 ASSETS = ["model_info.json", "toy_v0.1.0.zip", "toy_v0.1.0.zip.sha256"]

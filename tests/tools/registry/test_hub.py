@@ -15,7 +15,8 @@ import torch
 from tests.support.registry_files import copy, toy_bundle, toy_registry
 from tests.support.registry_hub import Hub
 from tests.support.registry_servers import Service, serving
-from tools.registry import build, publish
+from tools.registry.build import build
+from tools.registry.publish import publish
 
 REPO = "owner/toy"
 ONCE = "/api/agent-harnesses"  # the client asks huggingface.co for it once in a process

@@ -12,7 +12,7 @@ import pytest
 
 from lachinov_distillation.datalist import read_datalist, with_pseudo_labels
 from lachinov_distillation.shared.data import read_split as read_brats
-from tests.conftest import each_bundle, package
+from tests.conftest import data_module, each_bundle
 from tests.support.datalist_files import Data, brats
 from tests.tools.shared.test_scans import CASE, touch
 from tools.data.split import find_patients, split
@@ -64,7 +64,7 @@ def test_both_cases_are_named() -> None:
 
 def data_of(bundle: str, root: Path, names: list[str]) -> tuple[Any, dict[str, Any]]:
     """Function and arguments that split a folder of these cases."""
-    module = importlib.import_module(f"{package(bundle)}.data")
+    module = data_module(bundle)
     files = [file.replace("C_", "") for file in CASE[bundle]]
     touch(root, *(f"{name}/{file}" for name in names for file in files))
     return module.read_split, {"sequences": ("t1", "flair")} if hasattr(module, "sequence_files") else {}

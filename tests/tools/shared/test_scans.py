@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from tests.conftest import NAMES, each_bundle, package, recipe, workflows
+from tests.conftest import NAMES, data_module, each_bundle, recipe, workflows
 from tests.conftest import config_files as files_of
 from vnet_atrial.shared import scans
 
@@ -22,7 +21,7 @@ FINDERS = {"vnet_atrial_mri": "find_images", "cooperative_training_acdc_mri": "f
 
 def find(bundle: str, root: Path) -> Found:
     """The scans that an inference would segment."""
-    data = importlib.import_module(f"{package(bundle)}.data")
+    data = data_module(bundle)
     given: dict[str, Any] = {"sequences": ("t1", "flair")} if hasattr(data, "sequence_files") else {}
     found: Found = getattr(data, FINDERS.get(bundle, "find_scans"))(root, **given)
     return found
@@ -138,7 +137,7 @@ def test_no_case_beside_others_is_left_out(bundle: str, tmp_path: Path) -> None:
 def test_results_of_one_case_after_another_have_places_of_their_own(bundle: str, tmp_path: Path) -> None:
     image, _ = CASE[bundle]
     touch(tmp_path, f"C/{image}", f"D/{image}")
-    root_folder = importlib.import_module(f"{package(bundle)}.data").root_folder
+    root_folder = data_module(bundle).root_folder
     assert {root_folder(tmp_path / place) for place in ("", "C", f"D/{image}")} == {str(tmp_path)}
     assert root_folder("/nowhere/to/be")  # MONAI Label has no such folder
     (case,) = find(bundle, tmp_path / "D" / image)
@@ -148,7 +147,7 @@ def test_results_of_one_case_after_another_have_places_of_their_own(bundle: str,
 @each_bundle
 def test_two_files_for_one_scan_or_label(bundle: str, tmp_path: Path) -> None:
     """The label matters to trainings alone; what names a case twice by capital letters does too."""
-    data = importlib.import_module(f"{package(bundle)}.data")
+    data = data_module(bundle)
     given: dict[str, Any] = {"sequences": ("t1", "flair")} if hasattr(data, "sequence_files") else {}
     image, label = CASE[bundle]
     for index, twice in enumerate((image, label)):
