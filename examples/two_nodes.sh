@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a bundle on two machines at once. Start it on both, with the same arguments; the variables below change the numbers of machines and processes:
+# Trains a bundle on two machines at once. Start it on both, with the same arguments (more machines: see the variables):
 #   BUNDLE=vnet_atrial_mri HEAD=machine1:29400 examples/two_nodes.sh --dataset_dir /shared/scans --ckpt_dir /shared/models
 # Scans have the same paths on both machines. ckpt_dir is a folder that they share: a run that was stopped resumes from it
 # when the command is given again on both.
