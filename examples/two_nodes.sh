@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains a bundle on two machines at once. Start it on both, with the same arguments; more of either by the variables below:
+# Trains a bundle on two machines at once. Start it on both, with the same arguments (more machines: see the variables):
 #   BUNDLE=vnet_atrial_mri HEAD=machine1:29400 examples/two_nodes.sh --dataset_dir /shared/scans --ckpt_dir /shared/models
-# Scans have the same paths on both machines. ckpt_dir is a folder that they share: a run that was stopped goes on from it
+# Scans have the same paths on both machines. ckpt_dir is a folder that they share: a run that was stopped resumes from it
 # when the command is given again on both.
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "$0")/.." && pwd)

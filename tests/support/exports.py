@@ -1,10 +1,8 @@
-"""The export commands of the cards, given in this process, and runs with what they leave."""
+"""The export commands of the documentation, given in this process, and runs with what they leave."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tests.conftest import config_files, recipe, small
+from tests.support.cards import blocks, commands, pages
 from tests.support.runs import arguments
 from tools import REPO
 
@@ -31,12 +30,13 @@ def folder(bundle: str) -> Path:
 
 
 def command(bundle: str, verb: str, *, having: str = "") -> Options:
-    """Options of the card's only command of that verb that has a certain option, by name."""
-    card = (folder(bundle) / "docs/README.md").read_text(encoding="utf-8")
-    (common,) = re.findall(r'^E="(.*)"$', card, re.MULTILINE)
-    (line,) = re.findall(rf"^python -m monai\.bundle {verb} (.*{having}.*)$", card, re.MULTILINE)
-    words = shlex.split(line.replace("$E", common), comments=True)
-    return {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    """Options, by name, of the only command with that verb, and a certain option, on the page about exports."""
+    _, details = pages(bundle)
+    scripts = [block for page in (details, REPO / "docs/exports.md") for block in blocks(page)]
+    start = ["python", "-m", "monai.bundle", *verb.split()]
+    found = [given[len(start) :] for given in commands(*scripts) if given[: len(start)] == start]
+    (line,) = [given for given in found if not having or having in given]
+    return {name.removeprefix("--"): value for name, value in zip(line[::2], line[1::2], strict=True)}
 
 
 def export_settings(bundle: str) -> dict[str, Any]:

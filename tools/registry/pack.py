@@ -19,6 +19,7 @@ from tools import REPO
 from tools.arguments import require_text
 from tools.files import read_json
 from tools.registry.checkpoints import read_checkpoint
+from tools.registry.pages import FOLDER, add_common_pages
 from tools.shared.files import atomic_write
 
 __all__ = ["bundle_folder", "json_twin", "pack", "release_files"]
@@ -28,16 +29,18 @@ logger = logging.getLogger(__name__)
 Row = dict[str, dict[str, str]]
 
 EXCLUDED = {"__pycache__", "cache", "eval"}
-LAYOUT = ("LICENSE", "large_files.yml", "configs/*.yaml", "configs/*.json", "configs/*.conf", "docs/*", "*/*.py")
+CONFIGS = ("configs/*.yaml", "configs/*.json", "configs/*.conf")
+LAYOUT = ("LICENSE", "large_files.yml", *CONFIGS, "docs/*", f"{FOLDER}/*.md", "*/**/*.py")
 _NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)")
 
 
 def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     """Packs a bundle into `<output>/<bundle>_v<version>.zip`, ready for `monai.bundle.download` and `load`.
 
-    The zip holds what git tracks of the bundle, the weights in its `models` folder, and a JSON twin of every YAML
-    config, because `monai.bundle.load` reads only JSON. Of a bundle that git does not track, such as a downloaded one,
-    it holds what the layout of a bundle has. Beside it go its `.sha256` and its row in `model_info.json`.
+    The zip holds what git tracks of the bundle, the weights in its `models` folder, a JSON twin of every YAML config,
+    because `monai.bundle.load` reads only JSON, and the common pages that its texts link to, in `docs/common`. Of a
+    bundle that git does not track, such as a downloaded one, it holds what the layout of a bundle has. Beside it go its
+    `.sha256` and its row in `model_info.json`.
 
     Args:
         bundle: name of the bundle, or path of its folder.
@@ -114,7 +117,7 @@ def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
             if twin in files:
                 raise ValueError(f"{folder.name}, {name}: {twin} exists as well, only one of them can be the source")
             files[twin] = json_twin(folder / name).encode()
-    return files
+    return add_common_pages(files)
 
 
 def json_twin(config: Path) -> str:

@@ -29,6 +29,7 @@ from huggingface_hub.utils.sha import git_hash
 from tools.registry.archive import unpack
 from tools.registry.http_log import File, Wire, readable
 from tools.registry.index import Release, digest
+from tools.registry.pages import links_from_root
 
 __all__ = ["publish_repositories"]
 
@@ -121,7 +122,8 @@ def _model_card(root: Path) -> str:
         license_name="terms-of-the-training-data",
         license_link="docs/data_license.txt",
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{(root / 'docs/README.md').read_text(encoding='utf-8')}"
+    card = links_from_root((root / "docs/README.md").read_text(encoding="utf-8"))
+    return f"---\n{data.to_yaml()}\n---\n\n{card}"
 
 
 @contextmanager

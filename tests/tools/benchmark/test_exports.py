@@ -108,4 +108,4 @@ def test_latency_in_the_card_is_that_of_its_record(bundle: str) -> None:
     registered = {row.name: row for row in cli.collect(bundle, CPU)[bundle]}["export"]
     assert (found["bundle"], found["unit"], record["threads"]) == (bundle, registered.unit, 1)
     assert set(found["settings"]) == {"plain", "torchscript", "onnxruntime"}
-    assert f"{card_table(record)}\n" in (docs / "README.md").read_text(encoding="utf-8")
+    assert f"{card_table(record)}\n" in (docs / "details.md").read_text(encoding="utf-8")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posixpath
+import re
 import shutil
 import subprocess
 import zipfile
@@ -16,6 +18,7 @@ from monai.bundle import ConfigParser
 
 from tools import BUNDLES, REPO
 from tools.registry.pack import json_twin, pack, release_files
+from tools.registry.pages import links_from_root
 
 INFERENCE = """
 # Comments and anchors stay in the YAML.
@@ -66,6 +69,7 @@ def make_bundle(parent: Path) -> Path:
         "configs/train.yaml": "a: 1\n",
         "docs/README.md": "text",
         "toy_net/__init__.py": NETWORK,
+        "toy_net/shared/__init__.py": "",
         "toy_net/__pycache__/__init__.pyc": "cache",
         "eval/case.csv": "patient",
         "models/notes.txt": "notes",
@@ -102,6 +106,7 @@ def test_holds_exactly_what_belongs(tmp_path: Path) -> None:
         "toy/docs/README.md",
         "toy/models/model.pt",
         "toy/toy_net/__init__.py",
+        "toy/toy_net/shared/__init__.py",
     ]
     assert modes == {(0o100644 << 16, 3, (1980, 1, 1, 0, 0, 0))}
 
@@ -229,6 +234,42 @@ def test_bundles_without_git_are_packed_by_their_layout(tmp_path: Path) -> None:
         assert json.loads(archive.read("toy/configs/train.json")) == {"a": 2}
 
 
+@pytest.fixture
+def common_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands in for the repository's `docs`: `a.md` links to `b.md`, nothing links to `c.md`."""
+    folder = tmp_path / "common"
+    folder.mkdir()
+    for name, text in {"a.md": "[b](b.md#part), [itself](#top)", "b.md": "[a](a.md)", "c.md": ""}.items():
+        (folder / name).write_text(text)
+    monkeypatch.setattr("tools.registry.pages.PAGES", folder)
+    return folder
+
+
+def test_pages_that_a_card_links_to_are_in_the_zip(tmp_path: Path, common_pages: Path) -> None:
+    """Also when the downloaded bundle is packed again, far from the repository."""
+    folder = make_bundle(tmp_path / "x")
+    card = "[a](../../../docs/a.md#top), [own](details.md), [site](https://host/docs/a.md)"
+    (folder / "docs/README.md").write_text(card)
+    packed(folder, tmp_path / "dist")
+    with zipfile.ZipFile(tmp_path / "dist/toy_v0.1.0.zip") as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist() if "docs/" in name}
+        archive.extractall(tmp_path / "downloaded")
+    assert texts == {
+        "toy/docs/README.md": card.replace("../../../docs/", "common/"),
+        "toy/docs/common/a.md": (common_pages / "a.md").read_text(),
+        "toy/docs/common/b.md": (common_pages / "b.md").read_text(),
+    }
+    again = packed(tmp_path / "downloaded/toy", tmp_path / "again")
+    assert again.read_bytes() == (tmp_path / "dist/toy_v0.1.0.zip").read_bytes()
+
+
+def test_link_to_a_page_that_does_not_exist(tmp_path: Path, common_pages: Path) -> None:
+    folder = make_bundle(tmp_path / "x")
+    (folder / "docs/README.md").write_text("[d](../../../docs/d.md)")
+    with pytest.raises(ValueError, match=r"docs/README.md: links to d.md, which is not in .*common"):
+        release_files(folder)
+
+
 def test_half_tracked_and_missing_bundles_are_refused(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path)
     subprocess.run(["git", "-C", str(folder), "rm", "-q", "--cached", "configs/metadata.json"], check=True)
@@ -248,4 +289,10 @@ def test_bundles_pack(bundle: Path, tmp_path: Path) -> None:
         twin = json.loads(files[name.replace(".yaml", ".json")])
         assert twin == ConfigParser.load_config_file(bundle / name)
     assert {"LICENSE", "configs/train.json", "configs/inference.json", "docs/README.md"} <= files.keys()
+    texts = {name: content.decode() for name, content in files.items() if name.endswith(".md")}
+    for name, text in texts.items():
+        for link in re.findall(r"\]\(([^)#:]+)[)#]", text):
+            assert posixpath.normpath(posixpath.join(posixpath.dirname(name), link)) in files, (name, link)
+    for link in re.findall(r"\]\(([^)#:]+)[)#]", links_from_root(texts["docs/README.md"])):
+        assert link in files
     assert not {name for name in files if (REPO / "bundles" / bundle.name / name).suffix in {".nii", ".nrrd", ".pyc"}}
