@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tools.benchmark.report import digits, seconds
+from tools.tables import markdown
 
 WAYS = {
     "eager": "PyTorch",
@@ -43,5 +44,4 @@ def card_table(record: Mapping[str, Any]) -> str:
         memory = "" if found["peak_bytes"] is None else f"{digits(found['peak_bytes'] / 2**20)} MiB"
         gap = f"{case['parity'][name]['deviation']:.1g}" if name in case["parity"] else ""
         lines.append((way, seconds(found[key]), memory, gap))
-    head, *body = (f"| {' | '.join(line)} |\n".replace("  ", " ").replace("  ", " ") for line in lines)
-    return f"{head}|---|---|---|---|\n{''.join(body)}"
+    return f"{markdown(lines[0], lines[1:])}\n"

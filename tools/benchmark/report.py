@@ -19,6 +19,7 @@ import torch
 from tools import REPO
 from tools.benchmark.measurement import CaseResult, VariantResult
 from tools.shared.files import write_text
+from tools.tables import aligned
 
 _COLUMNS = (
     "case",
@@ -90,12 +91,7 @@ def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[CaseRes
     text = f"{environment['device']['name']}, {environment['threads']} CPU threads\n"
     for bundle, part in results.items():
         lines = [_COLUMNS, *(line for result in part for line in _lines(result))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text += f"\n{bundle}\n"
-        for line in lines:
-            left, right = zip(line[:2], widths[:2], strict=True), zip(line[2:], widths[2:], strict=True)
-            cells = [cell.ljust(width) for cell, width in left] + [cell.rjust(width) for cell, width in right]
-            text += "  ".join(cells).rstrip() + "\n"
+        text += f"\n{bundle}\n{aligned(lines, left=2)}\n"
         text += "".join(f"{result.case}: one unit is {result.unit}\n" for result in part)
         text += "".join(f"{result.case} is INVALID: {result.invalid}\n" for result in part if result.invalid)
     return f"{text}\n{_LEGEND}"

@@ -10,7 +10,7 @@ from typing import Any
 from tools.data.phantoms import phantoms
 from tools.data.split import case_path, find_cases, find_patients, split
 from tools.files import read_json
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 HELD_OUT = 0.2
 
@@ -46,8 +46,7 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
     if share := recipe.get("unlabelled"):
         _hide_labels(split_file, share, source=train, target=hidden)
     unseen_split = output / "unseen.json"
-    with atomic_write(unseen_split) as partial:
-        partial.write_text(json.dumps({"training": [], "validation": find_cases(unseen)}, indent=2) + "\n")
+    write_text(unseen_split, json.dumps({"training": [], "validation": find_cases(unseen)}, indent=2) + "\n")
     places = {"data": train, "split": split_file, "unseen": unseen, "unseen_split": unseen_split, "output": output}
     return {name: str(path) for name, path in (places | {"unlabelled": hidden}).items()}
 
@@ -58,8 +57,7 @@ def _hide_labels(split_file: Path, share: float, *, source: Path, target: Path) 
     names = listed["training"]
     kept = min(max(1, round((1 - share) * len(names))), len(names) - 1)
     link_cases(source, names[kept:], target=target)
-    with atomic_write(split_file) as partial:
-        partial.write_text(json.dumps(listed | {"training": names[:kept]}, indent=2) + "\n")
+    write_text(split_file, json.dumps(listed | {"training": names[:kept]}, indent=2) + "\n")
 
 
 def link_cases(source: Path, cases: Iterable[str], *, target: Path) -> None:

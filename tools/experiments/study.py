@@ -17,10 +17,12 @@ import yaml
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.demo.cli import collect, fingerprint, run, stages
+from tools.demo.cli import collect, fingerprint, run
 from tools.demo.data import prepare_data
+from tools.demo.stages import stages
 from tools.demo.tables import Rows
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
+from tools.tables import markdown
 
 Scores = dict[str, dict[str, Any]]
 
@@ -74,8 +76,7 @@ def study(
         f"gain of {ours} in {score}": {name: _gain(scores, score, ours, name) for name in others if name in scores},
     }
     path = Path(result) if result else Path(output) / "study.json"
-    with atomic_write(path) as partial_file:
-        partial_file.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     for seed in seeds:
         Path(output, f"seed{seed}/finished.json").unlink(missing_ok=True)
     sys.stdout.write(f"{table(scores)}\n")
@@ -124,11 +125,8 @@ def _over_seeds(by_seed: Mapping[Any, float]) -> dict[str, Any]:
 def table(scores: Scores) -> str:
     """Lays out means as a Markdown table: a row for each variant, a column for each score, seeds in brackets."""
     columns = list(next(iter(scores.values())))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method, by_score in scores.items():
-        cells = [
-            f"{found['mean']:.3f} ({', '.join(f'{value:.3f}' for value in found['seeds'].values())})"
-            for found in by_score.values()
-        ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def cell(found: Mapping[str, Any]) -> str:
+        return f"{found['mean']:.3f} ({', '.join(f'{value:.3f}' for value in found['seeds'].values())})"
+
+    return markdown(["", *columns], [[method, *map(cell, by_score.values())] for method, by_score in scores.items()])

@@ -19,7 +19,7 @@ from tools import REPO
 from tools.arguments import require_text
 from tools.files import read_json
 from tools.registry.checkpoints import read_checkpoint
-from tools.shared.files import atomic_write
+from tools.shared.files import atomic_write, write_text
 
 __all__ = ["bundle_folder", "json_twin", "pack", "release_files"]
 
@@ -60,13 +60,13 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     if "models/model.pt" not in files:
         logger.warning("%s: packed without weights, models/model.pt does not exist", folder.name)
     content = target.read_bytes()
-    _write_text(target.with_name(f"{target.name}.sha256"), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n")
+    write_text(target.with_name(f"{target.name}.sha256"), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n")
     source = f"{url.rstrip('/')}/{target.name}" if url else target.as_uri()
     checksum = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     row = {target.stem: {"checksum": checksum, "source": source}}
     registry = target.with_name("model_info.json")
     rows = read_json(registry) if registry.is_file() else {}
-    _write_text(registry, json.dumps(rows | row, indent=2, sort_keys=True) + "\n")
+    write_text(registry, json.dumps(rows | row, indent=2, sort_keys=True) + "\n")
     logger.info("%s: %.1f MB written to %s", folder.name, len(content) / 1e6, target)
     return row
 
@@ -190,8 +190,3 @@ def _write_zip(target: Path, files: dict[str, bytes]) -> None:
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, files[name])
-
-
-def _write_text(target: Path, text: str) -> None:
-    with atomic_write(target) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -17,15 +17,9 @@ from monai.utils import set_determinism
 
 from tests.conftest import each_bundle, recipe
 from tools import BUNDLES, REPO
-from tools.demo.cli import (
-    Stage,
-    demo,
-    fingerprint,
-    run,
-    stages,
-    write_results,
-)
+from tools.demo.cli import demo, fingerprint, run, write_results
 from tools.demo.data import link_cases, prepare_data
+from tools.demo.stages import Stage, stages
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case
 
@@ -90,6 +84,22 @@ def test_settings_of_the_user_win_and_reach_every_command_that_has_them(
     ]  # fmt: skip
     assert (option(two, "epochs"), option(two, "x"), option(two, "on")) == ("4", "O/x", "True")
     assert """ --config_file "['bundles/b/configs/a.yaml',""" in two.shown()
+
+
+@pytest.mark.parametrize("folder", DEMOS)
+@pytest.mark.parametrize("scenario", ["phantoms", "data"])
+def test_learning_rate_of_the_user_reaches_every_training(folder: Path, scenario: str) -> None:
+    recipe = recipe_of(folder)
+    plan = stages(recipe, folder, places=PLACES, scenario=recipe[scenario], overrides={"learning_rate": 0.125})
+    trainings = [stage for stage in plan if stage.command[4] == "training"]
+    assert trainings
+    for stage in trainings:
+        files = yaml.safe_load(option(stage, "config_file"))
+        parser = ConfigParser()
+        parser.read_config([str(REPO / file) for file in ([files] if isinstance(files, str) else files)])
+        pairs = zip(stage.command[7::2], stage.command[8::2], strict=True)
+        parser.update({name.removeprefix("--"): yaml.safe_load(value) for name, value in pairs})
+        assert parser.get_parsed_content("optimizer::lr") == 0.125, stage.title
 
 
 def test_stage_is_left_out_where_the_settings_say_so() -> None:
@@ -272,12 +282,12 @@ def test_results_show_the_median_and_the_worst_case(tmp_path: Path, monkeypatch:
     source.parent.mkdir()
     source.write_text("case,dice\na,0.9\nb,0.2\nc,0.5\n")
     places = {**PLACES, "output": str(tmp_path)}
-    results, picture = write_results(read_metrics(source), recipe, places=places, title="t")
+    results, figure = write_results(read_metrics(source), recipe, places=places, title="t")
     assert [case.name for case in shown] == ["median case, c", "worst case, b"]
     assert shown[1][1:3] == (tmp_path / "b/scan.nrrd", tmp_path / "b/mask.nii.gz")
     assert shown[1].predictions == {"prediction": tmp_path / "b/found.nii.gz"}
     assert results.read_text() == source.read_text()
-    assert picture == tmp_path / "overview.png"
+    assert figure == tmp_path / "overview.png"
     (tmp_path / "b/found.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"b/found\.\*"):
         write_results(read_metrics(source), recipe, places=places, title="t")
@@ -337,7 +347,7 @@ def small_demo(bundle: str) -> dict[str, Any]:
 @pytest.mark.gate
 @each_bundle
 def test_small_demo(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage finds what those before it left; table, pictures, trained bundle and study folder are there."""
+    """Every stage finds what those before it left; table, figures, trained bundle and study folder are there."""
     folder, content, run_command = REPO / "bundles" / bundle, small_demo(bundle), subprocess.run
 
     def in_this_process(command: list[str], **options: Any) -> Any:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 CONFIGS = f"bundles/{Path(__file__).parent.name}/configs"
 PATIENT = "TCGA-DU-7294"
@@ -62,8 +62,7 @@ def real(data: str, output: str, *, result: str | None = None, epochs: int = 20)
     }
     record["environment"]["command"] = f"python -m tools.experiments.{Path(__file__).parent.name}.real DATA OUTPUT"
     path = Path(result) if result else root / "real.json"
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return path
 
 
