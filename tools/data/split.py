@@ -8,7 +8,7 @@ from typing import Any
 from tools.shared.files import write_text
 from tools.shared.lists import read_info
 from tools.shared.patients import by_patient, check_patients, draw, expanded
-from tools.shared.scans import folders_in, is_volume, scans_in, stem, visible
+from tools.shared.scans import find_volume, folders_in, is_volume, scans_in, stem, visible
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,10 @@ def case_path(folder: Path, case: str) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    try:
-        return _located(folder)[case]
-    except KeyError:
-        raise FileNotFoundError(f"{folder} holds no case {case}") from None
+    found = _located(folder).get(case) or find_volume(folder, case)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no case {case}")
+    return found
 
 
 def _located(root: Path) -> dict[str, Path]:

@@ -38,13 +38,13 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     shortens it. Every command is shown before it runs, so that it can be typed again.
 
     An interrupted demo continues where it stopped, its figures included, when it is called again in the same way and
-    the bundle has not changed; a finished one starts anew.
+    the bundle has not changed; a finished one starts again.
 
     Args:
         bundle: name of a bundle, for example vnet_atrial_mri.
         data: folder of labelled scans. Default: phantoms.
         output: folder for everything that is made: weights, masks, metrics.csv, overview.png; in `bundle` the trained
-            bundle, in `studies` the unseen phantoms for MONAI Label. Default: demo/BUNDLE.
+            bundle, in `studies` the held-out phantoms for MONAI Label. Default: demo/BUNDLE.
         overrides: settings of the bundle's configs, handed to every command, for example --max_epochs 5 --axcodes RAS.
 
     Raises:
@@ -70,7 +70,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     written.append(leave_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
     if data is None:
         written.append(
-            write_studies(Path(places["unseen"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
+            write_studies(Path(places["held_out"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
         )
     finished.unlink(missing_ok=True)
     lines = "\n".join(f"  {path}" for path in written)
@@ -78,7 +78,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         "\nDone in %s. The table, the figures and, for further use, the trained bundle%s:\n%s"
         "\nA page with curves, cases and settings: python -m tools report %s",
         _duration(time.monotonic() - start),
-        " and unseen scans" if data is None else "",
+        " and held-out scans" if data is None else "",
         lines,
         output,
     )
@@ -95,7 +95,7 @@ def fingerprint(folder: Path) -> str:
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
-    A plan that starts anew sets states in its folders of weights aside: they would end or refuse its trainings.
+    A plan that starts again sets states in its folders of weights aside: they would end or refuse its trainings.
 
     Args:
         plan: what to run.

@@ -1,4 +1,4 @@
-"""The data of a demo: phantoms or the user's scans, and which of them train, stay unlabelled or stay unseen."""
+"""The data of a demo: phantoms or the user's scans, and which of them train, stay unlabelled or are held out."""
 
 from __future__ import annotations
 
@@ -27,27 +27,33 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
         output: folder for what is made.
 
     Returns:
-        `data`, `split`, `unseen`, `unseen_split` and `output`, the places that recipes refer to; and `unlabelled`, a
-        folder of links to those training cases whose labels the recipe wants to be unknown.
+        `data`, `split`, `held_out`, `held_out_split` and `output`, the places that recipes refer to; and `unlabelled`,
+        a folder of links to those training cases whose labels the recipe wants to be unknown.
     """
     if data is None:
         sizes = recipe["phantoms"]
         train = phantoms(bundle, str(output / "phantoms/training"), **sizes["training"])
-        unseen = phantoms(bundle, str(output / "phantoms/unseen"), **sizes["unseen"])
+        held_out = phantoms(bundle, str(output / "phantoms/held_out"), **sizes["held_out"])
         for name, options in sizes.get("test_sets", {}).items():
             phantoms(bundle, str(output / "phantoms" / name), **options)
         split_file = split(str(train), str(output / "split.json"), validation=sizes["validation"])
     else:
-        train, unseen = Path(data), output / "unseen"
-        held_out = max(1, round(HELD_OUT * len(find_patients(train))))  # patients
-        split_file = split(data, str(output / "split.json"), validation=held_out)
-        link_cases(train, read_json(split_file)["validation"], target=unseen)
+        train, held_out = Path(data), output / "held_out"
+        count = max(1, round(HELD_OUT * len(find_patients(train))))  # patients
+        split_file = split(data, str(output / "split.json"), validation=count)
+        link_cases(train, read_json(split_file)["validation"], target=held_out)
     hidden = output / "unlabelled"
     if share := recipe.get("unlabelled"):
         _hide_labels(split_file, share, source=train, target=hidden)
-    unseen_split = output / "unseen.json"
-    write_text(unseen_split, json.dumps({"training": [], "validation": find_cases(unseen)}, indent=2) + "\n")
-    places = {"data": train, "split": split_file, "unseen": unseen, "unseen_split": unseen_split, "output": output}
+    held_out_split = output / "held_out.json"
+    write_text(held_out_split, json.dumps({"training": [], "validation": find_cases(held_out)}, indent=2) + "\n")
+    places = {
+        "data": train,
+        "split": split_file,
+        "held_out": held_out,
+        "held_out_split": held_out_split,
+        "output": output,
+    }
     return {name: str(path) for name, path in (places | {"unlabelled": hidden}).items()}
 
 

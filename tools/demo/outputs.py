@@ -64,8 +64,8 @@ def write_bundle(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
         copy = Path(scratch) / target.name
         for name, content in files.items():
-            is_twin = name.endswith(".json") and f"{name.removesuffix('.json')}.yaml" in files
-            if not (name.startswith("models/") or is_twin):
+            is_copy = name.endswith(".json") and f"{name.removesuffix('.json')}.yaml" in files
+            if not (name.startswith("models/") or is_copy):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).write_bytes(content)
         for stem, chosen in settings.items():

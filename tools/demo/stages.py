@@ -18,7 +18,7 @@ Places = Mapping[str, str]
 
 
 class Stage(NamedTuple):
-    """One command of a demo, and the folder that it makes anew, if it does not replace what lies there."""
+    """One command of a demo, and the folder that it makes again, if it does not replace what lies there."""
 
     title: str
     command: list[str]

@@ -40,9 +40,9 @@ def study(
     result: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Runs the demo of a bundle on phantoms once per seed, and scores every variant on the unseen ones.
+    """Runs the demo of a bundle on phantoms once per seed, and scores every variant on the held-out ones.
 
-    Every seed has training phantoms, initial weights and an order of its own; the unseen phantoms are the same. An
+    Every seed has training phantoms, initial weights and an order of its own; the held-out phantoms are the same. An
     interrupted study continues where it stopped when it is called again.
 
     Args:
@@ -58,7 +58,7 @@ def study(
         settings: of all stages.
 
     Returns:
-        The JSON file: commands, versions, for each variant and score its mean over the unseen phantoms, for each seed
+        The JSON file: commands, versions, for each variant and score its mean over the held-out phantoms, for each seed
         and over seeds, and what `ours` gains on the others.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -86,7 +86,7 @@ def study(
 def _run(
     bundle: str, recipe: Mapping[str, Any], root: Path, settings: Mapping[str, Any], seed: int
 ) -> tuple[list[str], Rows]:
-    """Runs the stages of one seed; returns the commands, and a row for each variant and unseen phantom."""
+    """Runs the stages of one seed; returns the commands, and a row for each variant and held-out phantom."""
     folder = REPO / "bundles" / bundle
     scenario = {**recipe["phantoms"], "training": {**recipe["phantoms"]["training"], "seed": 100 + seed}}
     seeded = {**recipe, "phantoms": scenario}

@@ -21,7 +21,7 @@ from tools.files import read_json
 from tools.registry.checkpoints import read_checkpoint
 from tools.shared.files import atomic_write, write_text
 
-__all__ = ["bundle_folder", "json_twin", "pack", "release_files"]
+__all__ = ["bundle_folder", "json_copy", "pack", "release_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)
 def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     """Packs a bundle into `<output>/<bundle>_v<version>.zip`, ready for `monai.bundle.download` and `load`.
 
-    The zip holds what git tracks of the bundle, the weights in its `models` folder, and a JSON twin of every YAML
+    The zip holds what git tracks of the bundle, the weights in its `models` folder, and a JSON copy of every YAML
     config, because `monai.bundle.load` reads only JSON. Of a bundle that git does not track, such as a downloaded one,
     it holds what the layout of a bundle has. Beside it go its `.sha256` and its row in `model_info.json`.
 
@@ -110,14 +110,14 @@ def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
     files = {name: (folder / name).read_bytes() for name in kept}
     for name in kept:
         if re.fullmatch(r"configs/.*\.ya?ml", name):
-            twin = re.sub(r"\.ya?ml$", ".json", name)
-            if twin in files:
-                raise ValueError(f"{folder.name}, {name}: {twin} exists as well, only one of them can be the source")
-            files[twin] = json_twin(folder / name).encode()
+            copy = re.sub(r"\.ya?ml$", ".json", name)
+            if copy in files:
+                raise ValueError(f"{folder.name}, {name}: {copy} exists as well, only one of them can be the source")
+            files[copy] = json_copy(folder / name).encode()
     return files
 
 
-def json_twin(config: Path) -> str:
+def json_copy(config: Path) -> str:
     """Returns the JSON that MONAI reads exactly as it reads the YAML file `config`.
 
     Raises:
@@ -158,10 +158,10 @@ def _tracked(folder: Path) -> set[str]:
 
 
 def _laid_out(folder: Path) -> set[str]:
-    """Returns the paths that a bundle has by its layout; JSON that stands beside YAML is a twin and made anew."""
+    """Returns the paths that a bundle has by its layout; JSON that stands beside YAML is a copy and made again."""
     found = {path for pattern in LAYOUT for path in folder.glob(pattern) if path.is_file()}
-    twins = {path for path in found if path.suffix == ".json" and path.with_suffix(".yaml") in found}
-    return {path.relative_to(folder).as_posix() for path in found - twins}
+    copies = {path for path in found if path.suffix == ".json" and path.with_suffix(".yaml") in found}
+    return {path.relative_to(folder).as_posix() for path in found - copies}
 
 
 def _is_weights(path: Path) -> bool:

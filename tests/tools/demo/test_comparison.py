@@ -8,7 +8,7 @@ from tools.demo.stages import Stage, stages
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case
 
-PLACES = {"data": "D", "split": "S.json", "unseen": "U", "unseen_split": "V.json", "output": "O"}
+PLACES = {"data": "D", "split": "S.json", "held_out": "U", "held_out_split": "V.json", "output": "O"}
 COMPARED: dict[str, Any] = {
     "compare": {"plain": ["p.yaml"], "new": []},
     "stages": [

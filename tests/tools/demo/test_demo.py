@@ -28,8 +28,8 @@ DEMOS = [pytest.param(folder, id=folder.name) for folder, file in RECIPES.items(
 PLACES = {
     "data": "D",
     "split": "S.json",
-    "unseen": "U",
-    "unseen_split": "V.json",
+    "held_out": "U",
+    "held_out_split": "V.json",
     "unlabelled": "L",
     "output": "O",
 }
@@ -127,7 +127,7 @@ def test_failure_names_the_stage_and_its_command_and_stops(tmp_path: Path) -> No
     assert not late.exists()
 
 
-def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tmp_path: Path) -> None:
+def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_again(tmp_path: Path) -> None:
     trace, gate, progress = tmp_path / "trace", tmp_path / "gate", tmp_path / "progress.json"
 
     def write(letter: str) -> Stage:
@@ -185,7 +185,7 @@ def test_a_demo_that_died_while_it_drew_goes_on_with_that(tmp_path: Path, monkey
     assert trace.read_text() == "trainedtrained"
 
 
-def test_training_states_are_set_aside_where_a_plan_starts_anew(tmp_path: Path) -> None:
+def test_training_states_are_set_aside_where_a_plan_starts_again(tmp_path: Path) -> None:
     """Of the plan's own folders of weights alone: another training may lie beside them."""
     state, other = (tmp_path / folder / "training_state.pt" for folder in ("models", "models/mine"))
     other.parent.mkdir(parents=True)
@@ -239,15 +239,15 @@ def test_links_hold_the_chosen_cases_only(tmp_path: Path) -> None:
     assert (source / "a/scan").is_file()
 
 
-def test_own_data_are_divided_and_the_held_out_cases_are_the_unseen_ones(tmp_path: Path) -> None:
+def test_own_data_are_divided_and_the_validation_cases_are_held_out(tmp_path: Path) -> None:
     for name in "abcdefghij":
         (tmp_path / "data" / name).mkdir(parents=True)
     places = prepare_data("any", {}, data=str(tmp_path / "data"), output=tmp_path / "out")
     chosen = json.loads(Path(places["split"]).read_text())
-    unseen = json.loads(Path(places["unseen_split"]).read_text())
+    held_out = json.loads(Path(places["held_out_split"]).read_text())
     assert len(chosen["training"]) == 8
-    assert unseen == {"training": [], "validation": chosen["validation"]}
-    assert sorted(path.name for path in Path(places["unseen"]).iterdir()) == chosen["validation"]
+    assert held_out == {"training": [], "validation": chosen["validation"]}
+    assert sorted(path.name for path in Path(places["held_out"]).iterdir()) == chosen["validation"]
 
 
 def test_labels_of_a_share_of_the_training_cases_are_hidden(tmp_path: Path) -> None:
@@ -303,11 +303,11 @@ def test_further_test_sets_are_phantoms_too(tmp_path: Path, monkeypatch: pytest.
         return Path(output)
 
     monkeypatch.setattr("tools.demo.data.phantoms", make)
-    sizes = {"training": {"seed": 1}, "unseen": {"seed": 2}, "validation": 1, "test_sets": {"B": {"domain": "b"}}}
+    sizes = {"training": {"seed": 1}, "held_out": {"seed": 2}, "validation": 1, "test_sets": {"B": {"domain": "b"}}}
     prepare_data("any", {"phantoms": sizes}, data=None, output=tmp_path)
     assert made == {
         "phantoms/training": {"seed": 1},
-        "phantoms/unseen": {"seed": 2},
+        "phantoms/held_out": {"seed": 2},
         "phantoms/B": {"domain": "b"},
     }
 
@@ -322,8 +322,8 @@ def small_demo(bundle: str) -> dict[str, Any]:
     content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
     sizes = {**known["phantoms"], "cases": 5}
     phantoms = content["phantoms"]
-    phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "unseen": {**sizes, "seed": 2}}
-    for options in (phantoms["unseen"], *phantoms.get("test_sets", {}).values()):
+    phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "held_out": {**sizes, "seed": 2}}
+    for options in (phantoms["held_out"], *phantoms.get("test_sets", {}).values()):
         options |= {**sizes, "cases": 2}
     for name, settings in phantoms["stages"].items():
         phantoms["stages"][name] = {key: value for key, value in settings.items() if "{output}" in str(value)}
@@ -370,17 +370,17 @@ def test_small_demo(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("folder", DEMOS)
-def test_demo_on_phantoms_keeps_what_its_recipe_promises(folder: Path, tmp_path: Path) -> None:
+def test_demo_on_phantoms_reaches_what_its_recipe_expects(folder: Path, tmp_path: Path) -> None:
     before = os.times()
     command = [sys.executable, "-m", "tools", "demo", folder.name, "--output", str(tmp_path)]
     subprocess.run(command, cwd=REPO, check=True)
     spent = os.times()
-    promise = recipe_of(folder)["phantoms"]["promise"]
+    expected = recipe_of(folder)["phantoms"]["expected"]
     scores: dict[str, list[float]] = {}
     for row in read_metrics(tmp_path / "metrics.csv"):
         if row.get("set", "clean") == "clean":
             scores.setdefault(row.get("method", ""), []).append(float(row["dice"]))
-    assert min(map(np.mean, scores.values())) >= promise["dice"]
+    assert min(map(np.mean, scores.values())) >= expected["dice"]
     assert imread(tmp_path / "overview.png").shape[1] > 1000
     busy = spent.children_user - before.children_user + spent.children_system - before.children_system
-    assert busy <= 2 * 60 * promise["minutes"], "of two cores"
+    assert busy <= 2 * 60 * expected["minutes"], "of two cores"

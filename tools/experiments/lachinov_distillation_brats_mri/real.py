@@ -102,7 +102,7 @@ def transfer(source: Path, output: Path, *, commands: list[str], epochs: int) ->
     """Trains three teachers and a student on FLAIR alone; returns the Dice of the whole tumour on two BraTS 2018 scans.
 
     The last of the four labelled patients chooses the weights. The student has seen the two scans, with the ensemble's
-    labels, so its scores are not those of unseen patients.
+    labels, so its scores are not those of held-out patients.
     """
     data, scans = source / "brats15_flair_t1ce", source / "brats18_flair_t1"
     names = sorted(path.name for path in data.iterdir())
