@@ -18,7 +18,7 @@ check: .venv/test.done
 sync:
 	$(PYTHON) -m tools sync
 bench: setup
-	$(PY) -m tools benchmark --bundle $(BUNDLE) $(ARGS)
+	$(PY) -m tools benchmark $(BUNDLE) $(ARGS)
 label: .venv-label/label.done
 test-label: .venv/test.done label
 	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/tools/label $(ARGS)

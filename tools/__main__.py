@@ -8,7 +8,7 @@ import logging
 import sys
 import zipfile
 
-from tools.arguments import typed
+from tools.arguments import check_known, check_options, typed
 
 VERBS = {
     "check": "check every bundle against the rules of the collection",
@@ -16,9 +16,7 @@ VERBS = {
     "demo": "train, infer, evaluate and draw one bundle, on phantoms or on your own scans",
     "phantoms": "write a phantom data set in the layout of a bundle's real data",
     "split": "divide a data folder into training and validation cases",
-    "datalist": "list the scans of several brain-tumour data sets, each once",
     "label": "serve bundles and scans to annotators with MONAI Label",
-    "pack": "make the release zip of a bundle",
     "registry": "build, verify, publish and fetch from a registry of all bundles",
     "convert": "turn a reference checkpoint into a bundle's weights, and back",
     "results": "write the JSON behind a figure, from the table of an evaluation",
@@ -30,8 +28,6 @@ MODULES = {
     "demo": "tools.demo.cli",
     "phantoms": "tools.data.phantoms",
     "split": "tools.data.split",
-    "datalist": "tools.data.datalist",
-    "pack": "tools.registry.pack",
     "registry": "tools.registry.cli",
     "results": "tools.experiments.results",
     "report": "tools.report.cli",
@@ -53,6 +49,11 @@ def main() -> None:
     function = getattr(importlib.import_module(MODULES.get(verb, f"tools.{verb}")), verb)
     command = sys.argv[2:] or (["--help"] if isinstance(function, dict) else [])
     try:
+        if isinstance(function, dict):
+            check_known(command[:1] if command[0][:1] != "-" else [], function, what=f"there is no verb {verb} {{}}")
+            check_options(function.get(command[0], main), command[1:])
+        else:
+            check_options(function, command)
         verbs = (
             {name: typed(part) for name, part in function.items()} if isinstance(function, dict) else typed(function)
         )

@@ -1,16 +1,60 @@
-"""Arguments of the command line as python-fire hands them over."""
+"""Arguments of the command line: which options there are, and values as python-fire hands them over."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
-__all__ = ["names", "require_text", "typed"]
+__all__ = ["check_known", "check_options", "names", "require_text", "typed"]
 
 NUMBERS = {int, float, bool, types.NoneType}
+
+
+def check_known(given: Iterable[str], known: Collection[str], *, what: str = "there is no option --{}") -> None:
+    """Refuses a name that there is not.
+
+    Args:
+        given: names, for example of options.
+        known: those that there are.
+        what: the message; `{}` stands for the name.
+
+    Raises:
+        ValueError: the message has the nearest name, or all.
+    """
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known)) or 'none'}"
+            raise ValueError(f"{what.format(name)}, {hint}")
+
+
+def check_options(function: Callable[..., Any], words: Sequence[str]) -> None:
+    """Refuses options that a verb does not have, before it runs: python-fire finds them afterwards.
+
+    A verb's positional arguments are no options. What a verb takes beyond its own options it checks itself.
+
+    Args:
+        function: the verb.
+        words: what the command line gives it.
+
+    Raises:
+        ValueError: naming the option and the nearest one, or how to give an argument.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    options = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    positional = {each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
+    given = [match[1].replace("-", "_") for word in words if (match := re.match(r"--([A-Za-z][\w-]*)", word))]
+    for name in given:
+        if name in positional:
+            raise ValueError(f"{name.upper()} is given without --{name}; see --help")
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+        switches = {f"no{each.name}" for each in parameters if isinstance(each.default, bool)}
+        check_known((name for name in given if name not in {*switches, "help"}), options)
 
 
 def typed(function: Callable[..., Any]) -> Callable[..., Any]:

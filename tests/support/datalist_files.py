@@ -12,11 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from lachinov_distillation.make_datalist import make_datalist
 from tests.bundles.hadnet.files import write, write_case
-from tools.data.datalist import datalist
 
 Volume = NDArray[Any]
 MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+SEED = 19
 # What a data set is divided into.
 SPLIT = {
     "training": ["B0", "B1", "B3", "B5", "BRATS_100", "BRATS_101"],
@@ -73,7 +74,7 @@ class Data:
             options["exclude"] = str(self.root / "exclude.txt")
         folders = {name: str(self.root / name) for name in ("labelled",)}
         folders |= {"decathlon": str(self.root), "unlabelled": str(self.root / "imagesTs")}
-        path = datalist(str(self.root / "list.json"), **{**folders, "validation": 0.34, **options})
+        path = make_datalist(str(self.root / "list.json"), **{**folders, "validation": 0.34, "seed": SEED, **options})
         content: dict[str, Any] = json.loads(path.read_text())
         return content
 

@@ -61,7 +61,7 @@ def needed(present: object, what: str) -> None:
 
 def label_environment() -> Path:
     """The interpreter of the server's environment."""
-    python = Path(os.environ.get("LABEL_ENVIRONMENT", ENVIRONMENT)) / "bin/python"
+    python = ENVIRONMENT / "bin/python"
     needed(python.is_file(), f"MONAI Label: {python} does not exist, run `make label`")
     needed(sys.version_info < (3, 13), "the module cgi for MONAI Label's client, which Python 3.13 has no longer")
     return python
@@ -165,8 +165,8 @@ class LabelServer:
         self.folder, self.studies, self.port = folder, studies, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
-        words = ["label", studies, "--app", str(folder / "app"), "--port", str(self.port)]
-        words += ["--environment", str(python.parents[1]), "--bundles", ",".join(map(str, bundles))]
+        words = ["label", studies, "--output", str(folder / "app"), "--port", str(self.port)]
+        words += ["--bundles", ",".join(map(str, bundles))]
         kept = {f"MONAI_LABEL_{name}_PATH": str(folder / name.lower()) for name in ("SESSION", "DICOMWEB_CACHE")}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **kept, **(settings or {})}
         with self.log.open("wb") as log:

@@ -84,7 +84,7 @@ def toy_bundle(parent: Path, version: str = "0.1.0", **metadata: Any) -> Path:
 
 def toy_registry(parent: Path, version: str = "0.1.0", **options: Any) -> Path:
     """A registry that holds one version of the bundle `toy`."""
-    return build(str(parent / "dist"), bundles=str(toy_bundle(parent / version, version)), **options)
+    return build(output=str(parent / "dist"), bundles=str(toy_bundle(parent / version, version)), **options)
 
 
 def rewrite(

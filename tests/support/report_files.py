@@ -46,7 +46,7 @@ class Page(HTMLParser):
         addresses: whatever a browser could fetch.
         points: tag -> titles of the marks on its curve.
         rows: texts of the cells of all table rows, by the class of the table.
-        images: sources of all pictures.
+        images: sources of all figures.
         text: all text outside of style and script.
     """
 

@@ -67,10 +67,28 @@ COMMANDS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda _: ["convert", "a", "b", "--reverse", "no"],
         "--reverse must be true or false",
     ),
-    "pack nothing": (lambda folder: ["pack", str(folder / "no")], "no bundle"),
-    "pack into a file": (lambda folder: ["pack", BUNDLE, "--output", __file__], "Not a directory|File exists"),
-    "fetch into a file": (lambda folder: ["registry", "fetch", "a", "--source", "no", "--bundle_dir", __file__], "no"),
-    "benchmark of nothing": (lambda folder: ["benchmark", "--bundle", "no"], "no"),
+    "build nothing": (lambda folder: ["registry", "build", "--bundles", str(folder / "no")], "no bundle"),
+    "fetch into a file": (lambda folder: ["registry", "fetch", "a", "--registry", "no", "--output", __file__], "no"),
+    "benchmark of nothing": (lambda folder: ["benchmark", "no"], "no"),
+    "a mistyped option": (
+        lambda _: ["split", "a", "b", "--valdation", "3"],
+        "no option --valdation, did you mean",
+    ),
+    "an option that is another's": (lambda _: ["report", "a", "--seed=3"], "no option --seed, there are: cases, data"),
+    "a mistyped option of a verb": (
+        lambda _: ["registry", "build", "--bundle", "a"],
+        "no option --bundle, did you mean bundles?",
+    ),
+    "a mistyped verb": (lambda _: ["registry", "bild"], "no verb registry bild, did you mean build?"),
+    "an argument as an option": (
+        lambda _: ["convert", "--bundle", BUNDLE, "--checkpoint", "a"],
+        "BUNDLE is given without --bundle",
+    ),
+    "phantoms with a mistyped option": (
+        lambda folder: ["phantoms", BUNDLE, str(folder / "p"), "--spcing", "1,1,1"],
+        "no option --spcing, did you mean spacing?",
+    ),
+    "demo with a mistyped option of its own": (lambda _: ["demo", BUNDLE, "--outptu", "x"], "did you mean output"),
     "demo of nothing": (lambda folder: ["demo", "no"], "no demo for bundle 'no'"),
     "demo with a mistyped setting": (
         lambda folder: ["demo", BUNDLE, "--output", str(folder / "out"), "--learning_rat", "1"],
@@ -82,7 +100,7 @@ COMMANDS: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     ),
     "demo of a file": (lambda folder: ["demo", BUNDLE, "--data", __file__, "--output", str(folder / "out")], ""),
     "demo into a file": (lambda folder: ["demo", BUNDLE, "--output", __file__], "Not a directory|File exists"),
-    "label nothing": (lambda folder: ["label", str(folder / "no"), "--environment", str(folder)], "not installed"),
+    "label nothing": (lambda folder: ["label", str(folder / "no")], "not installed|no folder of scans"),
 }
 
 

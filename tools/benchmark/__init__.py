@@ -1,10 +1,11 @@
-"""Benchmark of the bundles: equal results first, then time, memory and distance to the device's floor.
+"""Benchmark of the bundles: equal results first, then time and memory.
 
-A bundle registers its workloads in `tools/per_bundle/<bundle>/benchmark.py` as `def rows(device) -> list[Row]`.
+A bundle registers its workloads in `tools/per_bundle/<bundle>/benchmark.py`, as
+`def benchmark_cases(device) -> list[BenchmarkCase]`.
 """
 
+from tools.benchmark.case import BenchmarkCase, Variant
 from tools.benchmark.cli import benchmark
 from tools.benchmark.measurement import measure
-from tools.benchmark.row import Row, Setting
 
-__all__ = ["Row", "Setting", "benchmark", "measure"]
+__all__ = ["BenchmarkCase", "Variant", "benchmark", "measure"]

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tools.benchmark.report import digits, seconds
+from tools.tables import markdown
 
 WAYS = {
-    "plain": "PyTorch",
+    "eager": "PyTorch",
     "torchscript": "TorchScript",
     "onnxruntime": "onnxruntime",
     "amp": "PyTorch with AMP, on a GPU",
@@ -19,29 +20,28 @@ WAYS = {
 
 
 def card_table(record: Mapping[str, Any]) -> str:
-    """Returns the Markdown table of the row `export` for a model card; settings that it lacks are not measured.
+    """Returns the Markdown table of the case `export` for a model card; variants that it lacks are not measured.
 
     Args:
-        record: what `tools benchmark --rows export --json FILE` wrote. On a CPU the table has the processor time of a
+        record: what `tools benchmark --cases export --json FILE` wrote. On a CPU the table has the processor time of a
             pass, which other processes disturb least.
 
     Raises:
-        ValueError: If the record has no such row, or a void one.
+        ValueError: If the record has no such case, or an invalid one.
     """
-    row = next((row for row in record["rows"] if row["row"] == "export"), None)
-    if row is None or row["void"]:
-        raise ValueError(f"no figures of a row `export`: {row['void'] if row else 'it was not measured'}")
+    case = next((case for case in record["cases"] if case["case"] == "export"), None)
+    if case is None or case["invalid"]:
+        raise ValueError(f"no figures of a case `export`: {case['invalid'] if case else 'it was not measured'}")
     time, key = ("time", "median") if record["device"]["type"] == "cuda" else ("CPU time", "cpu_seconds")
     threads = record["threads"]
-    machine = f"{record['device']['name']}, {threads} thread{'s' * (threads > 1)}; {row['unit']}"
+    machine = f"{record['device']['name']}, {threads} thread{'s' * (threads > 1)}; {case['unit']}"
     lines = [(machine, time, "peak memory", "largest difference")]
     for name, way in WAYS.items():
-        found = row["settings"].get(name)
+        found = case["variants"].get(name)
         if found is None:
             lines.append((way, "not measured", "", ""))
             continue
         memory = "" if found["peak_bytes"] is None else f"{digits(found['peak_bytes'] / 2**20)} MiB"
-        gap = f"{row['parity'][name]['deviation']:.1g}" if name in row["parity"] else ""
+        gap = f"{case['parity'][name]['deviation']:.1g}" if name in case["parity"] else ""
         lines.append((way, seconds(found[key]), memory, gap))
-    head, *body = (f"| {' | '.join(line)} |\n".replace("  ", " ").replace("  ", " ") for line in lines)
-    return f"{head}|---|---|---|---|\n{''.join(body)}"
+    return f"{markdown(lines[0], lines[1:])}\n"

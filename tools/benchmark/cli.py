@@ -14,9 +14,9 @@ import torch
 
 from tools import BUNDLES
 from tools.benchmark.card import card_table
+from tools.benchmark.case import Baseline, BenchmarkCase, Variant, Work
 from tools.benchmark.measurement import measure
 from tools.benchmark.report import environment, recorded, table, write_json
-from tools.benchmark.row import Baseline, Row, Setting, Work
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _LOGGER = logging.getLogger(__name__)
 def benchmark(
     bundle: str | None = None,
     *,
-    rows: str | Sequence[str] | None = None,
+    cases: str | Sequence[str] | None = None,
     device: str = "cpu",
     json: str | None = None,
     baseline: str | None = None,
@@ -34,28 +34,28 @@ def benchmark(
 ) -> None:
     """Measure speed and memory of the bundles, after checking that all ways of doing a thing give the same result.
 
-    Prints one line per row and setting. Ends with exit code 1 if a row is void: its outputs disagree or it failed.
+    Prints one line per case and variant. Ends with exit code 1 if a case is invalid: its outputs disagree or it failed.
 
     Args:
         bundle: Name of a bundle, default all.
-        rows: Names of the rows to measure, separated by commas, default all but `export`, which takes minutes.
+        cases: Names of the cases to measure, separated by commas, default all but `export`, which takes minutes.
         device: Where to compute, `cpu` or `cuda`.
         json: File for the complete record: all repeats, versions, machine, commit and command line.
-        baseline: Python file with a foreign implementation of some of the bundle's rows: per row a function of its
+        baseline: Python file with a foreign implementation of some of the bundle's cases: per case a function of its
             name, `def training_step(state_dict, inputs, device)`, that prepares the work (and warms up what it has to)
             and returns a callable, which does one unit and returns its outputs. `state_dict` has the reference's keys.
-        repeats: Timed units per setting.
+        repeats: Timed units per variant.
         threads: CPU threads of PyTorch, default its own choice.
-        card: Whether to print the row `export` of a bundle as a table for its model card instead.
+        card: Whether to print the case `export` of a bundle as a table for its model card instead.
 
     Raises:
         FileNotFoundError: If the baseline file does not exist.
-        ValueError: If bundle, row, device or baseline are not what they should be.
-        SystemExit: With code 1 if a row is void.
+        ValueError: If bundle, case, device or baseline are not what they should be.
+        SystemExit: With code 1 if a case is invalid.
     """
-    names = [part for part in (rows.split(",") if isinstance(rows, str) else rows or []) if part]
+    names = [part for part in (cases.split(",") if isinstance(cases, str) else cases or []) if part]
     if card and (bundle is None or names != ["export"]):
-        raise ValueError("--card needs --bundle and --rows export: it is the table of one card")
+        raise ValueError("--card needs --bundle and --cases export: it is the table of one card")
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"device '{device}': choose cpu or cuda")
     target = torch.device(device)
@@ -69,27 +69,27 @@ def benchmark(
     machine = environment(target)
     results = {}
     for name, part in chosen.items():
-        _LOGGER.info("%s: measuring %s", name, ", ".join(row.name for row in part))
+        _LOGGER.info("%s: measuring %s", name, ", ".join(case.name for case in part))
         results[name] = measure(part, device=target, repeats=repeats)
         if json is not None:
             write_json(Path(json), results, environment=machine)
     sys.stdout.write(card_table(recorded(results, environment=machine)) if card else table(machine, results))
-    if any(result.void for part in results.values() for result in part):
+    if any(result.invalid for part in results.values() for result in part):
         raise SystemExit(1)
 
 
-def collect(bundle: str | None, device: torch.device) -> dict[str, list[Row]]:
-    """Load the rows that bundles register in `tools/per_bundle/<bundle>/benchmark.py`.
+def collect(bundle: str | None, device: torch.device) -> dict[str, list[BenchmarkCase]]:
+    """Load the cases that bundles register in `tools/per_bundle/<bundle>/benchmark.py`.
 
     Args:
         bundle: Name of a bundle, `None` for all.
-        device: Where the rows compute.
+        device: Where the cases compute.
 
     Returns:
-        Rows by bundle.
+        Cases by bundle.
 
     Raises:
-        ValueError: If the bundle is unknown, registers no rows or registers a name twice.
+        ValueError: If the bundle is unknown, registers no cases or registers a name twice.
     """
     folders = {folder.name: folder for folder in BUNDLES}
     if bundle is not None and bundle not in folders:
@@ -97,62 +97,66 @@ def collect(bundle: str | None, device: torch.device) -> dict[str, list[Row]]:
     return {name: _registered(folders[name], device) for name in ([bundle] if bundle else folders)}
 
 
-def select(rows: Mapping[str, Sequence[Row]], names: Sequence[str]) -> dict[str, list[Row]]:
-    """Keep the named rows.
+def select(cases: Mapping[str, Sequence[BenchmarkCase]], names: Sequence[str]) -> dict[str, list[BenchmarkCase]]:
+    """Keep the named cases.
 
     Args:
-        rows: Rows by bundle.
+        cases: Cases by bundle.
         names: Names to keep; none keeps all but those on request.
 
     Returns:
-        Rows by bundle, without the bundles that have none left.
+        Cases by bundle, without the bundles that have none left.
 
     Raises:
-        ValueError: If no bundle has a row of one of the names.
+        ValueError: If no bundle has a case of one of the names.
     """
-    known = {row.name for part in rows.values() for row in part}
+    known = {case.name for part in cases.values() for case in part}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"unknown rows: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+        raise ValueError(f"unknown cases: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
     kept = {
-        bundle: [row for row in part if (row.name in names if names else not row.on_request)]
-        for bundle, part in rows.items()
+        bundle: [case for case in part if (case.name in names if names else not case.on_request)]
+        for bundle, part in cases.items()
     }
     return {bundle: part for bundle, part in kept.items() if part}
 
 
-def attach(rows: Mapping[str, Sequence[Row]], path: Path, *, device: torch.device) -> dict[str, list[Row]]:
-    """Add the setting `baseline` to the rows that a baseline file defines a function for.
+def attach(
+    cases: Mapping[str, Sequence[BenchmarkCase]], path: Path, *, device: torch.device
+) -> dict[str, list[BenchmarkCase]]:
+    """Add the variant `baseline` to the cases that a baseline file defines a function for.
 
     Args:
-        rows: Rows by bundle, of a single bundle.
+        cases: Cases by bundle, of a single bundle.
         path: The baseline file.
         device: Handed to the file's functions.
 
     Returns:
-        Rows by bundle.
+        Cases by bundle.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file defines none of the rows, or the rows belong to several bundles.
+        ValueError: If the file defines none of the cases, or the cases belong to several bundles.
     """
-    if len(rows) != 1:
-        raise ValueError(f"a baseline serves one bundle, name it with --bundle: {', '.join(rows)}")
-    [(bundle, part)] = rows.items()
-    functions = _functions(path, [row.name for row in part])
+    if len(cases) != 1:
+        raise ValueError(f"a baseline serves one bundle, name it with --bundle: {', '.join(cases)}")
+    [(bundle, part)] = cases.items()
+    functions = _functions(path, [case.name for case in part])
     if not functions:
-        raise ValueError(f"{path}: defines none of the rows {', '.join(row.name for row in part)}")
+        raise ValueError(f"{path}: defines none of the cases {', '.join(case.name for case in part)}")
     return {
-        bundle: [_with_baseline(row, functions[row.name], device) if row.name in functions else row for row in part]
+        bundle: [
+            _with_baseline(case, functions[case.name], device) if case.name in functions else case for case in part
+        ]
     }
 
 
-def _with_baseline(row: Row, function: Baseline, device: torch.device) -> Row:
+def _with_baseline(case: BenchmarkCase, function: Baseline, device: torch.device) -> BenchmarkCase:
     def prepare() -> Work:
-        return function(row.state_dict(), row.inputs(), device)
+        return function(case.state_dict(), case.inputs(), device)
 
-    setting = Setting(prepare=prepare, atol=row.atol, rtol=row.rtol)
-    return dataclasses.replace(row, settings={**row.settings, "baseline": setting})
+    variant = Variant(prepare=prepare, atol=case.atol, rtol=case.rtol)
+    return dataclasses.replace(case, variants={**case.variants, "baseline": variant})
 
 
 def _functions(path: Path, names: Sequence[str]) -> dict[str, Baseline]:
@@ -167,7 +171,7 @@ def _functions(path: Path, names: Sequence[str]) -> dict[str, Baseline]:
     return {name: getattr(module, name) for name in names if callable(getattr(module, name, None))}
 
 
-def _registered(folder: Path, device: torch.device) -> list[Row]:
+def _registered(folder: Path, device: torch.device) -> list[BenchmarkCase]:
     recipe = f"tools.per_bundle.{folder.name}.benchmark"
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -176,9 +180,9 @@ def _registered(folder: Path, device: torch.device) -> list[Row]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{recipe}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(f"{folder.name}: registers no rows, {recipe.replace('.', '/')}.py is missing") from error
-    rows: list[Row] = module.rows(device)
-    names = [row.name for row in rows]
+        raise ValueError(f"{folder.name}: registers no cases, {recipe.replace('.', '/')}.py is missing") from error
+    cases: list[BenchmarkCase] = module.benchmark_cases(device)
+    names = [case.name for case in cases]
     if len(set(names)) < len(names):
         raise ValueError(f"{folder.name}: {recipe.replace('.', '/')}.py registers a name twice: {', '.join(names)}")
-    return rows
+    return cases

@@ -1,4 +1,4 @@
-"""The row of a bundle's inference network: by PyTorch, by what it is exported to, and by what a GPU adds."""
+"""The case of a bundle's inference network: by PyTorch, by what it is exported to, and by what a GPU adds."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from monai.networks.utils import convert_to_onnx, convert_to_torchscript, conver
 from monai.utils import optional_import
 from torch import nn
 
-from tools.benchmark.row import Row, Setting, Work
-from tools.benchmark.settings import Array, autocast, config, half, times
+from tools.benchmark.case import BenchmarkCase, Variant, Work
+from tools.benchmark.variants import Array, autocast, config, times
 
 onnxruntime, _ = optional_import("onnxruntime")
 
@@ -34,10 +34,10 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 def export(
     bundle: Path, device: torch.device, *, shape: tuple[int, ...], activation: Callable[[torch.Tensor], torch.Tensor]
-) -> Row:
-    """Returns the row of one pass of the network of `inference.yaml`, with seeded random weights, on random values.
+) -> BenchmarkCase:
+    """Returns the case of one pass of the network of `inference.yaml`, with seeded random weights, on random values.
 
-    On a CPU the settings are `plain`, `torchscript` and, where it is installed, `onnxruntime`; on CUDA `plain`,
+    On a CPU the variants are `eager`, `torchscript` and, where it is installed, `onnxruntime`; on CUDA `eager`,
     `torchscript`, `amp`, `compile` and, where Torch-TensorRT is installed, `tensorrt_fp32` and `tensorrt_fp16`.
 
     Args:
@@ -62,25 +62,25 @@ def export(
 
         return prepare
 
-    plain = functools.partial(_as_in_config, bundle, device, network=functools.partial(_network, bundle))
-    settings = {
-        "plain": Setting(prepare=work(plain)),
-        "torchscript": Setting(prepare=work(functools.partial(_torchscript, bundle, shape, device=device)), atol=1e-4),
+    eager = functools.partial(_as_in_config, bundle, device, network=functools.partial(_network, bundle))
+    variants = {
+        "eager": Variant(prepare=work(eager)),
+        "torchscript": Variant(prepare=work(functools.partial(_torchscript, bundle, shape, device=device)), atol=1e-4),
     }
     if cuda:
-        fast = Setting(prepare=work(plain, amp=True), atol=HALF, dtype=half(device))
-        settings |= {"amp": fast, "compile": Setting(prepare=work(lambda: torch.compile(plain())), atol=1e-3)}
+        fast = Variant(prepare=work(eager, amp=True), atol=HALF)
+        variants |= {"amp": fast, "compile": Variant(prepare=work(lambda: torch.compile(eager())), atol=1e-3)}
     elif find_spec("onnxruntime"):
         session = functools.partial(_onnxruntime, bundle, shape)
-        settings["onnxruntime"] = Setting(prepare=work(session), atol=NORMALISATION)
+        variants["onnxruntime"] = Variant(prepare=work(session), atol=NORMALISATION)
     if cuda and find_spec("torch_tensorrt"):
-        for name, dtype, atol in (("fp32", torch.float32, 1e-2), ("fp16", torch.float16, HALF)):
+        for name, atol in (("fp32", 1e-2), ("fp16", HALF)):
             engine = functools.partial(_tensorrt, bundle, shape, precision=name)
-            settings[f"tensorrt_{name}"] = Setting(prepare=work(engine), atol=atol, dtype=dtype)
-    return Row(
+            variants[f"tensorrt_{name}"] = Variant(prepare=work(engine), atol=atol)
+    return BenchmarkCase(
         name="export",
         unit=f"probabilities for {times(shape)} values",
-        settings=settings,
+        variants=variants,
         inputs=lambda: {"image": _image(shape)},
         on_request=True,
     )

@@ -1,4 +1,4 @@
-"""Measuring rows: parity gate, peak memory, then alternating repeats."""
+"""Measuring cases: parity gate, peak memory, then alternating repeats."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from ignite.utils import manual_seed
 from tqdm import tqdm
 
-from tools.benchmark.meters import Time, counted, peak_flops, peak_memory, prompt_heap, restart_memory, timed
+from tools.benchmark.case import BenchmarkCase, Work
+from tools.benchmark.meters import Time, peak_memory, prompt_heap, restart_memory, timed
 from tools.benchmark.parity import Parity, compare, snapshot
-from tools.benchmark.row import Row, Work
 
 _LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettingResult:
-    """Figures of one setting.
+class VariantResult:
+    """Figures of one variant.
 
     Attributes:
         seconds: Wall time of every repeat.
@@ -30,11 +30,8 @@ class SettingResult:
         quartiles: First and third quartile of `seconds`.
         cpu_seconds: Median processor time, all cores and child processes together.
         peak_bytes: Peak memory of one unit on top of what was in use before the preparation: weights, optimizer
-            state and caches of the setting included, shared inputs not. `None` where it cannot be seen.
-        dtype: Type of the bulk of the arithmetic.
-        flops_per_second: The row's work over the median; `None` without arithmetic.
-        floor_share: Time the same work takes at the device's measured peak in this type, over the median.
-        speed_up: Median of `baseline`, or of `plain` where there is none, over this median.
+            state and caches of the variant included, shared inputs not. `None` where it cannot be seen.
+        speed_up: Median of `baseline`, or of `eager` where there is none, over this median.
     """
 
     seconds: list[float]
@@ -42,51 +39,46 @@ class SettingResult:
     quartiles: tuple[float, float]
     cpu_seconds: float
     peak_bytes: int | None
-    dtype: str
-    flops_per_second: float | None
-    floor_share: float | None
     speed_up: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowResult:
-    """Figures of one row.
+class CaseResult:
+    """Figures of one case.
 
     Attributes:
-        row: Name of the row.
+        case: Name of the case.
         unit: What one unit of work is.
-        void: Why the row has no figures, else empty.
-        work: Floating-point operations of one unit; 0 where it is not arithmetic.
-        parity: Agreement of every setting with `plain`.
-        settings: Figures by setting, none if the row is void.
+        invalid: Why the case has no figures, else empty.
+        parity: Agreement of every variant with `eager`.
+        variants: Figures by variant, none if the case is invalid.
     """
 
-    row: str
+    case: str
     unit: str
-    void: str = ""
-    work: int = 0
+    invalid: str = ""
     parity: dict[str, Parity] = field(default_factory=dict)
-    settings: dict[str, SettingResult] = field(default_factory=dict)
+    variants: dict[str, VariantResult] = field(default_factory=dict)
 
 
-class _SettingError(Exception):
-    """A setting raised; the message names both."""
+class _VariantError(Exception):
+    """A variant raised; the message names both."""
 
 
-def measure(rows: Sequence[Row], *, device: torch.device, repeats: int = 5) -> list[RowResult]:
-    """Check all rows for parity and peak memory, then time them.
+def measure(cases: Sequence[BenchmarkCase], *, device: torch.device, repeats: int = 5) -> list[CaseResult]:
+    """Check all cases for parity and peak memory, then time them.
 
-    Each setting is prepared afresh three times: for one unit whose outputs pass the parity gate; for one unit of
-    warm-up and one of peak memory; for one unit of warm-up and `repeats` timed ones, the settings taking turns
+    Each variant is prepared afresh three times: for one unit whose outputs pass the parity gate; for one unit of
+    warm-up and one of peak memory; for one unit of warm-up and `repeats` timed ones, the variants taking turns
     (A B C A B C ...). Memory comes before all timing because it is most exact on a heap without holes.
 
     Args:
-        rows: The workloads.
-        device: Where the rows compute.
-        repeats: Timed units per setting, at least 1.
+        cases: The workloads.
+        device: Where the cases compute.
+        repeats: Timed units per variant, at least 1.
 
     Returns:
-        One result per row. Settings that disagree or raise make their row void; the others are still measured.
+        One result per case. Variants that disagree or raise make their case invalid; the others are still measured.
 
     Raises:
         ValueError: If `repeats` is less than 1.
@@ -94,117 +86,107 @@ def measure(rows: Sequence[Row], *, device: torch.device, repeats: int = 5) -> l
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     with prompt_heap():
-        observed = [_observe(row, device) for row in rows]
+        observed = [_observe(case, device) for case in cases]
     return [
-        result if result.void else _clock(row, result, peaks, repeats=repeats, device=device)
-        for row, (result, peaks) in zip(rows, observed, strict=True)
+        result if result.invalid else _clock(case, result, peaks, repeats=repeats, device=device)
+        for case, (result, peaks) in zip(cases, observed, strict=True)
     ]
 
 
 @contextmanager
 def _step(bar: tqdm[NoReturn], name: str) -> Iterator[None]:
-    """Show the setting at work, advance the bar by one unit, and name the setting in what it raises."""
+    """Show the variant at work, advance the bar by one unit, and name the variant in what it raises."""
     bar.set_postfix_str(name)
     try:
         yield
     except Exception as error:
-        raise _SettingError(f"{name}: {type(error).__name__}: {error}") from error
+        raise _VariantError(f"{name}: {type(error).__name__}: {error}") from error
     bar.update()
 
 
-def _bar(row: Row, aim: str, units: int) -> tqdm[NoReturn]:
-    return tqdm(total=len(row.settings) * units, desc=f"{row.name}: {aim}", unit="unit", disable=None)
+def _bar(case: BenchmarkCase, aim: str, units: int) -> tqdm[NoReturn]:
+    return tqdm(total=len(case.variants) * units, desc=f"{case.name}: {aim}", unit="unit", disable=None)
 
 
-def _observe(row: Row, device: torch.device) -> tuple[RowResult, dict[str, int | None]]:
-    """Return work, parity and what may make the row void, and the peak memory of each setting."""
-    blank = RowResult(row=row.name, unit=row.unit)
-    with _bar(row, "results and memory", 3) as bar:
+def _observe(case: BenchmarkCase, device: torch.device) -> tuple[CaseResult, dict[str, int | None]]:
+    """Return parity and what may make the case invalid, and the peak memory of each variant."""
+    blank = CaseResult(case=case.name, unit=case.unit)
+    with _bar(case, "results and memory", 3) as bar:
         try:
-            work, parity, has_outputs = _compare(row, bar)
-            void = "; ".join(f"{name}: {verdict.reason}" for name, verdict in parity.items() if not verdict.agrees)
-            result = replace(blank, void=void, work=work, parity=parity)
-            peaks = {} if void else {name: _peak(row, name, device, bar) for name in row.settings}
-        except _SettingError as error:
-            _LOGGER.exception("row %s", row.name)
-            return replace(blank, void=str(error)), {}
+            parity, has_outputs = _compare(case, bar)
+            invalid = "; ".join(f"{name}: {verdict.reason}" for name, verdict in parity.items() if not verdict.agrees)
+            result = replace(blank, invalid=invalid, parity=parity)
+            peaks = {} if invalid else {name: _peak(case, name, device, bar) for name in case.variants}
+        except _VariantError as error:
+            _LOGGER.exception("case %s", case.name)
+            return replace(blank, invalid=str(error)), {}
     return result, peaks if has_outputs else dict.fromkeys(peaks)
 
 
-def _compare(row: Row, bar: tqdm[NoReturn]) -> tuple[int, dict[str, Parity], bool]:
-    """Return the operations of one unit, the parity of the settings, and whether there are outputs at all."""
-    with _step(bar, "plain"):
+def _compare(case: BenchmarkCase, bar: tqdm[NoReturn]) -> tuple[dict[str, Parity], bool]:
+    """Return the parity of the variants, and whether there are outputs at all."""
+    with _step(bar, "eager"):
         manual_seed(0)
-        work = row.settings["plain"].prepare()
-        outputs, flops = counted(work) if row.work is None else (work(), row.work)
-        expected = snapshot(outputs)
-        del work, outputs
+        expected = snapshot(case.variants["eager"].prepare()())
     parity = {}
-    for name, setting in row.settings.items():
-        if name != "plain":
+    for name, variant in case.variants.items():
+        if name != "eager":
             with _step(bar, name):
                 manual_seed(0)
-                actual = snapshot(setting.prepare()())
-                parity[name] = compare(actual, expected, atol=setting.atol, rtol=setting.rtol)
-    return flops, parity, bool(expected)
+                actual = snapshot(variant.prepare()())
+                parity[name] = compare(actual, expected, atol=variant.atol, rtol=variant.rtol)
+    return parity, bool(expected)
 
 
-def _peak(row: Row, name: str, device: torch.device, bar: tqdm[NoReturn]) -> int | None:
+def _peak(case: BenchmarkCase, name: str, device: torch.device, bar: tqdm[NoReturn]) -> int | None:
     before = restart_memory(device)
-    work = _prepare(row, name, bar)
+    work = _prepare(case, name, bar)
     restart_memory(device)
     with _step(bar, name):
         work()
     return None if before is None else peak_memory(device) - before
 
 
-def _prepare(row: Row, name: str, bar: tqdm[NoReturn]) -> Work:
-    """Prepare a setting and warm it up."""
+def _prepare(case: BenchmarkCase, name: str, bar: tqdm[NoReturn]) -> Work:
+    """Prepare a variant and warm it up."""
     with _step(bar, name):
         manual_seed(0)
-        work = row.settings[name].prepare()
+        work = case.variants[name].prepare()
         work()
     return work
 
 
 def _clock(
-    row: Row, result: RowResult, peaks: dict[str, int | None], *, repeats: int, device: torch.device
-) -> RowResult:
-    """Time a row and complete its result."""
-    times: dict[str, list[Time]] = {name: [] for name in row.settings}
-    with _bar(row, "time", 1 + repeats) as bar:
+    case: BenchmarkCase, result: CaseResult, peaks: dict[str, int | None], *, repeats: int, device: torch.device
+) -> CaseResult:
+    """Time a case and complete its result."""
+    times: dict[str, list[Time]] = {name: [] for name in case.variants}
+    with _bar(case, "time", 1 + repeats) as bar:
         try:
-            works = {name: _prepare(row, name, bar) for name in row.settings}
+            works = {name: _prepare(case, name, bar) for name in case.variants}
             for _ in range(repeats):
                 for name, work in works.items():
                     with _step(bar, name):
                         times[name].append(timed(work, device))
-        except _SettingError as error:
-            _LOGGER.exception("row %s", row.name)
-            return replace(result, void=str(error))
-    return replace(result, settings=_figures(row, times, peaks, work=result.work, device=device))
+        except _VariantError as error:
+            _LOGGER.exception("case %s", case.name)
+            return replace(result, invalid=str(error))
+    return replace(result, variants=_figures(times, peaks))
 
 
-def _figures(
-    row: Row, times: dict[str, list[Time]], peaks: dict[str, int | None], *, work: int, device: torch.device
-) -> dict[str, SettingResult]:
+def _figures(times: dict[str, list[Time]], peaks: dict[str, int | None]) -> dict[str, VariantResult]:
     medians = {name: float(np.median([unit.wall for unit in units])) for name, units in times.items()}
-    yardstick = medians.get("baseline", medians["plain"])
+    yardstick = medians.get("baseline", medians["eager"])
     results = {}
-    for name, setting in row.settings.items():
-        seconds, median = [unit.wall for unit in times[name]], medians[name]
+    for name, units in times.items():
+        seconds, median = [unit.wall for unit in units], medians[name]
         first, third = np.percentile(seconds, (25, 75)).tolist()
-        rate = work / median if work else None
-        peak = peak_flops(device, setting.dtype, threads=torch.get_num_threads()) if rate else None
-        results[name] = SettingResult(
+        results[name] = VariantResult(
             seconds=seconds,
             median=median,
             quartiles=(first, third),
-            cpu_seconds=float(np.median([unit.cpu for unit in times[name]])),
+            cpu_seconds=float(np.median([unit.cpu for unit in units])),
             peak_bytes=peaks[name],
-            dtype=str(setting.dtype).removeprefix("torch."),
-            flops_per_second=rate,
-            floor_share=rate / peak if rate and peak else None,
             speed_up=yardstick / median,
         )
     return results

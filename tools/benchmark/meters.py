@@ -1,22 +1,19 @@
-"""Meters for time, peak memory, floating-point operations and the arithmetic peak of a device."""
+"""Meters for time and peak memory."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import gc
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import conv3d
-from torch.utils.flop_counter import FlopCounterMode
 
-from tools.benchmark.row import Outputs, Work
+from tools.benchmark.case import Work
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
 
@@ -35,64 +32,6 @@ def timed(work: Work, device: torch.device) -> Time:
     work()
     _synchronize(device)
     return Time(time.perf_counter() - wall, _cpu_seconds() - cpu)
-
-
-def counted(work: Work) -> tuple[Outputs, int]:
-    """Do one unit of work, return its outputs and its floating-point operations.
-
-    Matrix products, convolutions and attention count, forward and backward, two operations per multiply-add.
-    """
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
-        outputs = work()
-    return outputs, int(counter.get_total_flops())
-
-
-class _NoModules(nullcontext[None]):
-    """Stands in for the counter's hooks on modules, with which `autograd.grad` by a module's input fails."""
-
-    parents = ("Global",)
-
-
-@functools.cache
-def peak_flops(device: torch.device, dtype: torch.dtype, *, threads: int) -> float:
-    """Measure the best rate of a large matrix product and a wide convolution: the floor under all arithmetic.
-
-    On a CPU they come from different libraries, either of which may be the faster. On CUDA, float32 products may use
-    TF32 where the process lets convolutions do so.
-
-    Args:
-        device: Where to measure.
-        dtype: Type of the matrices.
-        threads: Current number of CPU threads; a key of the cache.
-
-    Returns:
-        Floating-point operations per second, each the best of at least three units and one second.
-    """
-    del threads
-    size = 8192 if device.type == "cuda" else 2048
-    left, right = torch.rand(2, size, size, dtype=dtype, device=device)
-    volume = torch.rand(1, 64, 32, 32, 32, dtype=dtype, device=device)
-    kernels = torch.rand(64, 64, 5, 5, 5, dtype=dtype, device=device)
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    products.fp32_precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    try:
-        product = 2 * size**3 / _fastest(lambda: left @ right, device)
-        convolution = 2 * kernels.numel() * 32**3 / _fastest(lambda: conv3d(volume, kernels, padding=2), device)
-    finally:
-        products.fp32_precision = before
-    return max(product, convolution)
-
-
-def _fastest(work: Work, device: torch.device) -> float:
-    """Return the wall time of the fastest of at least three units and one second, after a warm-up."""
-    timed(work, device)
-    seconds: list[float] = []
-    while len(seconds) < 3 or sum(seconds) < 1:
-        seconds.append(timed(work, device).wall)
-    return min(seconds)
 
 
 @contextmanager

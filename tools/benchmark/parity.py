@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from tools.benchmark.row import Outputs
+from tools.benchmark.case import Outputs
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Agreement of one setting with `plain`.
+    """Agreement of one variant with `eager`.
 
     Attributes:
-        agrees: Whether every output lies within `atol + rtol * |plain|`.
+        agrees: Whether every output lies within `atol + rtol * |eager|`.
         deviation: Largest absolute deviation of all outputs; `None` where none can be stated.
         atol: Absolute tolerance.
         rtol: Relative tolerance.
@@ -57,8 +57,8 @@ def compare(
     """Compare two snapshots; equal infinities agree, a NaN agrees with nothing.
 
     Args:
-        actual: Snapshot of the setting under test.
-        expected: Snapshot of `plain`.
+        actual: Snapshot of the variant under test.
+        expected: Snapshot of `eager`.
         atol: Absolute tolerance.
         rtol: Relative tolerance, as a share of `|expected|`.
 
@@ -67,7 +67,7 @@ def compare(
     """
     shapes = [{leaf: tuple(value.shape) for leaf, value in outputs.items()} for outputs in (actual, expected)]
     if shapes[0] != shapes[1]:
-        return Parity(False, None, atol, rtol, f"outputs {shapes[0]}, plain has {shapes[1]}")
+        return Parity(False, None, atol, rtol, f"outputs {shapes[0]}, eager has {shapes[1]}")
     largest, reason = 0.0, ""
     for leaf, value in expected.items():
         gap = torch.where(actual[leaf] == value, 0.0, (actual[leaf] - value).abs())
@@ -77,5 +77,5 @@ def compare(
         # An infinite reference has an infinite tolerance: its gap has to be exactly zero.
         limit = torch.where(value.isfinite(), atol + rtol * value.abs(), 0.0)
         if not reason and not bool((gap <= limit).all()):
-            reason = f"output {leaf} is off by up to {gap.max().item():.3g}, tolerance {atol:g} + {rtol:g}*|plain|"
+            reason = f"output {leaf} is off by up to {gap.max().item():.3g}, tolerance {atol:g} + {rtol:g}*|eager|"
     return Parity(not reason, largest if largest < torch.inf else None, atol, rtol, reason)

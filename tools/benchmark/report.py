@@ -17,27 +17,24 @@ from typing import Any
 import torch
 
 from tools import REPO
-from tools.benchmark.measurement import RowResult, SettingResult
-from tools.benchmark.meters import peak_flops
-from tools.shared.files import atomic_write
+from tools.benchmark.measurement import CaseResult, VariantResult
+from tools.shared.files import write_text
+from tools.tables import aligned
 
 _COLUMNS = (
-    "row",
-    "setting",
+    "case",
+    "variant",
     "median",
     "quartiles",
     "speed-up",
     "memory",
     "CPU time",
-    "GFLOP/s",
-    "of floor",
     "deviation",
 )
 _LEGEND = """\
-median, quartiles: wall time of one unit. speed-up: against `baseline` where there is one, else against `plain`.
-memory: peak of one unit, the setting's own weights and caches included. CPU time: all cores and child processes.
-of floor: time the same arithmetic takes as a large matrix product or convolution on this device, over the median.
-deviation: largest absolute difference of the outputs from those of `plain`.
+median, quartiles: wall time of one unit. speed-up: against `baseline` where there is one, else against `eager`.
+memory: peak of one unit, the variant's own weights and caches included. CPU time: all cores and child processes.
+deviation: largest absolute difference of the outputs from those of `eager`.
 """
 
 
@@ -45,13 +42,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Describe command, code, libraries and machine.
 
     Args:
-        device: Where the rows compute.
+        device: Where the cases compute.
 
     Returns:
         Plain data, ready for JSON; `commit` is `None` outside a git checkout and ends in `-dirty` on local changes.
     """
     cuda = device.type == "cuda"
-    threads = torch.get_num_threads()
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -59,55 +55,45 @@ def environment(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "cuda": torch.version.cuda if cuda else None}
         | {name: version(name) for name in ("torch", "monai", "numpy")},
         "cpu": _cpu_model(),
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "device": {"type": device.type, "name": torch.cuda.get_device_name(device) if cuda else _cpu_model()},
-        "peak_float32_flops_per_second": peak_flops(device, torch.float32, threads=threads),
     }
 
 
-def recorded(results: Mapping[str, Sequence[RowResult]], *, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the record: `environment`, and under `rows` all results as plain data."""
-    rows = [{"bundle": bundle} | asdict(result) for bundle, part in results.items() for result in part]
-    return {**environment, "rows": rows}
+def recorded(results: Mapping[str, Sequence[CaseResult]], *, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the record: `environment`, and under `cases` all results as plain data."""
+    cases = [{"bundle": bundle} | asdict(result) for bundle, part in results.items() for result in part]
+    return {**environment, "cases": cases}
 
 
-def write_json(path: Path, results: Mapping[str, Sequence[RowResult]], *, environment: Mapping[str, Any]) -> None:
+def write_json(path: Path, results: Mapping[str, Sequence[CaseResult]], *, environment: Mapping[str, Any]) -> None:
     """Write the record in one step, so that a reader never sees half of it.
 
     Args:
         path: Target; an existing file is replaced, missing folders are created.
-        results: Row results by bundle.
+        results: Results by bundle.
         environment: Result of `environment`.
     """
     content = recorded(results, environment=environment)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[RowResult]]) -> str:
+def table(environment: Mapping[str, Any], results: Mapping[str, Sequence[CaseResult]]) -> str:
     """Lay the results out as text.
 
     Args:
         environment: Result of `environment`.
-        results: Row results by bundle.
+        results: Results by bundle.
 
     Returns:
-        One line per setting, one per void row, and a legend.
+        One line per variant, one per invalid case, and a legend.
     """
-    peak = environment["peak_float32_flops_per_second"] / 1e9
-    text = (
-        f"{environment['device']['name']}, {environment['threads']} CPU threads, float32 peak {digits(peak)} GFLOP/s\n"
-    )
+    text = f"{environment['device']['name']}, {environment['threads']} CPU threads\n"
     for bundle, part in results.items():
         lines = [_COLUMNS, *(line for result in part for line in _lines(result))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text += f"\n{bundle}\n"
-        for line in lines:
-            left, right = zip(line[:2], widths[:2], strict=True), zip(line[2:], widths[2:], strict=True)
-            cells = [cell.ljust(width) for cell, width in left] + [cell.rjust(width) for cell, width in right]
-            text += "  ".join(cells).rstrip() + "\n"
-        text += "".join(f"{result.row}: one unit is {result.unit}\n" for result in part)
-        text += "".join(f"{result.row} is VOID: {result.void}\n" for result in part if result.void)
+        text += f"\n{bundle}\n{aligned(lines, left=2)}\n"
+        text += "".join(f"{result.case}: one unit is {result.unit}\n" for result in part)
+        text += "".join(f"{result.case} is INVALID: {result.invalid}\n" for result in part if result.invalid)
     return f"{text}\n{_LEGEND}"
 
 
@@ -122,25 +108,23 @@ def seconds(value: float) -> str:
     return f"{digits(value / scale)} {unit}"
 
 
-def _lines(result: RowResult) -> list[tuple[str, ...]]:
-    if result.void:
-        return [(result.row, "void", *[""] * (len(_COLUMNS) - 2))]
-    return [_line(result, name, figures) for name, figures in result.settings.items()]
+def _lines(result: CaseResult) -> list[tuple[str, ...]]:
+    if result.invalid:
+        return [(result.case, "invalid", *[""] * (len(_COLUMNS) - 2))]
+    return [_line(result, name, figures) for name, figures in result.variants.items()]
 
 
-def _line(result: RowResult, name: str, figures: SettingResult) -> tuple[str, ...]:
-    rate, share, memory = figures.flops_per_second, figures.floor_share, figures.peak_bytes
+def _line(result: CaseResult, name: str, figures: VariantResult) -> tuple[str, ...]:
+    memory = figures.peak_bytes
     deviation = result.parity[name].deviation if name in result.parity else None
     return (
-        result.row,
+        result.case,
         name,
         seconds(figures.median),
         " .. ".join(map(seconds, figures.quartiles)),
         f"{figures.speed_up:.2f}x",
         "-" if memory is None else f"{digits(memory / 2**20)} MiB",
         seconds(figures.cpu_seconds),
-        "-" if rate is None else digits(rate / 1e9),
-        "-" if share is None else f"{share:.0%}",
         "-" if deviation is None else f"{deviation:.1e}",
     )
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tools import REPO
-from tools.shared.files import atomic_write
+from tools.arguments import check_known
+from tools.shared.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,8 @@ def phantoms(
         ValueError: the bundle has no phantoms or no such option, or an argument is not positive or not three numbers.
     """
     draw = _recipe(bundle)
-    known = sorted(inspect.signature(draw).parameters.keys() - {"rng", "shape", "spacing"})
-    if unknown := sorted(options.keys() - set(known)):
-        raise ValueError(f"phantoms {bundle}: no option {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+    own = {"cases", "seed", *inspect.signature(draw).parameters} - {"rng"}
+    check_known(options, own, what=f"phantoms {bundle}: there is no option --{{}}")
     for name, values in (("shape", shape), ("spacing", spacing)):
         if values is not None:
             if len(values) != 3 or min(values) <= 0:
@@ -79,8 +79,7 @@ def write(path: Path, content: Volume | str) -> None:
     if isinstance(content, Volume):
         write_volume(path, content.voxels, spacing=content.spacing)
         return
-    with atomic_write(path) as partial:
-        partial.write_text(content, encoding="utf-8")
+    write_text(path, content)
 
 
 def write_volume(path: Path, volume: NDArray[Any], *, spacing: Sequence[float]) -> None:

@@ -2,17 +2,13 @@
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 from tools.shared.lists import read_info
-from tools.shared.patients import by_patient, expanded
-from tools.shared.scans import find_volume, folders_in, scans_in, stem
+from tools.shared.patients import by_patient, check_patients, draw, expanded
+from tools.shared.scans import find_volume, folders_in, is_volume, scans_in, stem, visible
 
 logger = logging.getLogger(__name__)
 
@@ -24,23 +20,24 @@ def split(
     validation: float | int = 0.2,
     test: float | int = 0,
     seed: int = 123,
-    count: int | None = None,
     group: str | None = None,
 ) -> Path:
     """Divide the cases of the folder DATA into training, validation and test and write the split to the file OUTPUT.
 
-    A case is a sub-folder; in a folder without sub-folders it is a volume, named without its ending. Sorted patients
-    are shuffled with the seed, so the split depends on names (and groups) alone. Cases of one patient are in one part,
-    as far as names tell patients: BraTS-GLI-00001-000 and -001, patient001 and patient001_0, sub-01_ses-1 and -2.
+    It is the split that a bundle draws by itself from the same folder with the same seed. A case is a sub-folder, also
+    below HGG and LGG; those below testing, beside training, are the test part. In a folder without sub-folders a case
+    is a volume, named without its ending. Sorted patients are shuffled with the seed, and each part gets its share of
+    every grade (HGG, LGG) and of every Group in Info.cfg, so the split depends on names and these alone. Cases of one
+    patient are in one part, as far as names tell patients: BraTS-GLI-00001-000 and -001, patient001 and patient001_0,
+    sub-01_ses-1 and -2.
 
     Args:
         data: data folder.
         output: JSON file to write: {"seed": 123, "training": [ids], "validation": [ids]}, ids sorted. With a test part
             or groups it also holds the command, and "test": [ids].
-        validation: share of the patients between 0 and 1, or their number (1 or more).
-        test: share or number of the patients for the test, 0 for none.
+        validation: share of the patients between 0 and 1, of which there is one at least, or their number (1 or more).
+        test: share or number of the patients for the test, 0 for none but those below the folder testing.
         seed: seed of the shuffle.
-        count: use this many patients, drawn with the same seed. Default: all.
         group: FILE:KEY, each part of the split gets its share of every group: the value of the line "KEY: value" in the
             file FILE of a patient's first case, for example Info.cfg:Group.
 
@@ -49,55 +46,44 @@ def split(
 
     Raises:
         FileNotFoundError: DATA is not a folder or holds no case, or a case has no FILE.
-        ValueError: COUNT exceeds the patients there are, a side of the split would be empty, a FILE has no line KEY, or
-            two files of DATA could be one case.
+        ValueError: A side of the split would be empty, a FILE has no line KEY, two files or folders of DATA could be
+            one case, or a patient is in the folder testing and beside it.
     """
-    patients = find_patients(Path(data))
-    cases = sorted(patients)  # the first of each patient
-    total = len(cases) if count is None else count
-    if total not in range(1, len(cases) + 1):
-        raise ValueError(f"{data}: {total} cases asked for, the folder holds {len(cases)}")
-    held_out, tested = (_number(share, total) for share in (validation, test))
-    if held_out < 1 or tested < 0 or held_out + tested not in range(1, total) or (held_out + tested) % 1:
-        raise ValueError(
-            f"{data}: validation={validation} and test={test} of {total} cases: take shares between 0 and 1 or whole "
-            "numbers, so that each side gets at least one case"
-        )
-    drawn = [cases[i] for i in np.random.default_rng(seed).permutation(len(cases))]
-    if group is not None:
-        drawn = _in_turn(drawn, [_group(Path(data, case), group) for case in drawn])
-    parts = np.split(drawn[:total], [int(held_out), int(held_out + tested)])
-    names = ("validation", "test", "training")
-    lists = expanded({name: part.tolist() for name, part in zip(names, parts, strict=True)}, patients)
+    root = Path(data)
+    cases = _located(root)
+    tested = sorted(name for name, path in cases.items() if _part(root, path) == "testing")
+    if tested and test:
+        raise ValueError(f"{data}: its folder testing is the test part, test={test} cannot be drawn")
+    patients = by_patient([name for name in cases if name not in tested])
+    _check_shares(data, validation, test, total=len(patients))
+    kinds = {name: _kind(root, cases[name], group) for name in patients}
+    drawn = draw(kinds, validation=validation, test=test, seed=seed)
+    lists = expanded(drawn, patients)
+    lists["test"] = lists["test"] or tested
+    check_patients(lists, source=data)
     content: dict[str, Any] = {"seed": seed, "training": lists["training"], "validation": lists["validation"]}
-    if test or group:
-        options = {"validation": validation, "test": test, "seed": seed, "count": count, "group": group}
+    if lists["test"] or group:
+        options = {"validation": validation, "test": test, "seed": seed, "group": group}
         words = [f"--{name} {value}" for name, value in options.items() if value is not None]
         content = (
             {"command": f"python -m tools split DATA OUTPUT {' '.join(words)}"} | content | {"test": lists["test"]}
         )
 
     path = Path(output)
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
     sizes = ", ".join(f"{len(part)} {name}" for name, part in lists.items())
     logger.info("%s: %s cases", path, sizes)
     return path
 
 
 def find_cases(folder: Path) -> list[str]:
-    """Sorted names of the cases in `folder`: its sub-folders or, where it has none, its volumes without their endings.
+    """Sorted names of the cases in `folder`, see `split`.
 
     Raises:
         FileNotFoundError: `folder` is not a folder or holds no case.
-        ValueError: two files could be one case.
+        ValueError: two files or folders could be one case.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    names = [path.name for path in folders_in(folder)] or [stem(path) for path in scans_in(folder)]
-    if not names:
-        raise FileNotFoundError(f"{folder} holds no case")
-    return sorted(names)
+    return sorted(_located(folder))
 
 
 def find_patients(folder: Path) -> dict[str, list[str]]:
@@ -111,14 +97,53 @@ def case_path(folder: Path, case: str) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    found = folder / case if (folder / case).is_dir() else find_volume(folder, case)
+    found = _located(folder).get(case) or find_volume(folder, case)
     if found is None:
         raise FileNotFoundError(f"{folder} holds no case {case}")
     return found
 
 
-def _number(share: float, total: int) -> float:
-    return round(share * total) if 0 < share < 1 else share
+def _located(root: Path) -> dict[str, Path]:
+    """Folders of the cases below `root`, or below those of its folders that hold no scan; else its volumes; by name."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    folders = [each for entry in folders_in(root) for each in _nested(entry) or [entry]]
+    found: dict[str, Path] = {}
+    for path in folders or scans_in(root):
+        name = path.name if folders else stem(path)
+        if found.setdefault(name, path) != path:
+            raise ValueError(f"{path}: the case is in {found[name]} too")
+    if not found:
+        raise FileNotFoundError(f"{root} holds no case")
+    return found
+
+
+def _nested(folder: Path) -> list[Path]:
+    """The folders in one that holds no scan itself."""
+    return [] if any(map(is_volume, visible(folder))) else folders_in(folder)
+
+
+def _part(root: Path, case: Path) -> str:
+    """Name of the folder between the data folder and a case, empty where there is none."""
+    return "" if case.parent == root else case.parent.name
+
+
+def _check_shares(data: str, validation: float, test: float, *, total: int) -> None:
+    counts = [max(1, round(share * total)) if 0 < share < 1 else share for share in (validation, test)]
+    if counts[0] < 1 or counts[1] < 0 or sum(counts) not in range(1, total) or any(count % 1 for count in counts):
+        raise ValueError(
+            f"{data}: validation={validation} and test={test} of {total} cases: take shares between 0 and 1 or whole "
+            "numbers, so that each side gets at least one case"
+        )
+
+
+def _kind(root: Path, case: Path, group: str | None) -> str:
+    """What is to be in the same proportion in every part."""
+    if group is not None:
+        return _group(case, group)
+    part = _part(root, case)
+    grade = "" if part in ("training", "testing") else part
+    return grade + read_info(case / "Info.cfg").get("Group", "")
 
 
 def _group(case: Path, group: str) -> str:
@@ -129,13 +154,3 @@ def _group(case: Path, group: str) -> str:
     if key not in values:
         raise ValueError(f"{case / name}: has no line '{key}: ...'")
     return values[key]
-
-
-def _in_turn(cases: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Reorders shuffled cases so that any stretch of them holds the groups in about their proportions."""
-    sizes, seen = Counter(groups), Counter[str]()
-    places = []
-    for group in groups:
-        seen[group] += 1
-        places.append((seen[group] - 0.5) / sizes[group])
-    return [cases[i] for i in np.argsort(places, kind="stable")]

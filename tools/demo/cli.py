@@ -1,4 +1,4 @@
-"""From training data to a picture of the result, through the commands that a user of a bundle types."""
+"""From training data to a figure of the result, through the commands that a user of a bundle types."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -15,34 +13,20 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from tools import REPO
 from tools.demo.data import prepare_data
 from tools.demo.outputs import check_settings, write_bundle, write_studies
-from tools.demo.tables import Rows, comparison, read_metrics, table, write_metrics
+from tools.demo.stages import Places, Recipe, Stage, settings_of, stages
+from tools.demo.tables import Rows, comparison, read_metrics, table
 from tools.files import read_json
 from tools.report.figure import Case, overview
-from tools.shared.files import atomic_write
+from tools.shared.files import write_table, write_text
 
 logger = logging.getLogger(__name__)
-
-Recipe = Mapping[str, Any]
-Places = Mapping[str, str]
-
-
-class Stage(NamedTuple):
-    """One command of a demo, and the folder that it makes anew, if it does not replace what lies there."""
-
-    title: str
-    command: list[str]
-    renews: Path | None = None
-
-    def shown(self) -> str:
-        """The command as it is typed into a shell, in the current folder."""
-        return " ".join(_quoted(word) for word in [_from_here(self.command[0]), *self.command[1:]])
 
 
 def demo(bundle: str, *, data: str | None = None, output: str | None = None, **overrides: Any) -> None:
@@ -50,17 +34,17 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
 
     Without DATA everything happens on phantoms and takes a few minutes on two cores. With DATA, labelled scans in the
     layout that the bundle's docs/README.md describes, a fifth of the cases is held out: it chooses the weights, and
-    the table and the picture show it. Training then takes as long as the bundle's settings make it; --max_epochs
+    the table and the figure show it. Training then takes as long as the bundle's settings make it; --max_epochs
     shortens it. Every command is shown before it runs, so that it can be typed again.
 
-    An interrupted demo continues where it stopped, its pictures included, when it is called again in the same way and
-    the bundle has not changed; a finished one starts anew.
+    An interrupted demo continues where it stopped, its figures included, when it is called again in the same way and
+    the bundle has not changed; a finished one starts again.
 
     Args:
         bundle: name of a bundle, for example vnet_atrial_mri.
         data: folder of labelled scans. Default: phantoms.
         output: folder for everything that is made: weights, masks, metrics.csv, overview.png; in `bundle` the trained
-            bundle, in `studies` the unseen phantoms for MONAI Label. Default: demo/BUNDLE.
+            bundle, in `studies` the held-out phantoms for MONAI Label. Default: demo/BUNDLE.
         overrides: settings of the bundle's configs, handed to every command, for example --max_epochs 5 --axcodes RAS.
 
     Raises:
@@ -86,59 +70,18 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     written.append(leave_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
     if data is None:
         written.append(
-            write_studies(Path(places["unseen"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
+            write_studies(Path(places["held_out"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
         )
     finished.unlink(missing_ok=True)
     lines = "\n".join(f"  {path}" for path in written)
     logger.info(
-        "\nDone in %s. The table, the pictures and, for further use, the trained bundle%s:\n%s"
+        "\nDone in %s. The table, the figures and, for further use, the trained bundle%s:\n%s"
         "\nA page with curves, cases and settings: python -m tools report %s",
         _duration(time.monotonic() - start),
-        " and unseen scans" if data is None else "",
+        " and held-out scans" if data is None else "",
         lines,
         output,
     )
-
-
-def stages(
-    recipe: Recipe, folder: Path, *, places: Places, scenario: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> list[Stage]:
-    """Puts the commands together.
-
-    Args:
-        recipe: recipe of the bundle. With `compare`, variants of the method by name and the config files that each
-            adds, a stage runs for every one of them if its settings name `{variant}`. A stage that is `alone` takes no
-            config files of the scenario.
-        folder: folder of the bundle.
-        places: see `prepare_data`.
-        scenario: the recipe's part for phantoms or for the user's data: `config` files to add, `settings` of every
-            command, and of single `stages`.
-        overrides: the user's settings, which win.
-
-    Returns:
-        The stages to run, without those that the settings switch off.
-    """
-    found = []
-    for stage in recipe["stages"]:
-        raw = stage["settings"] | scenario.get("settings", {}) | scenario.get("stages", {}).get(stage["name"], {})
-        variants = recipe["compare"] if "{variant}" in str(raw) else {"": []}
-        for variant, extra in variants.items():
-            known = {**places, "variant": variant}
-            settings = _filled(raw, known) | overrides
-            if any(name in settings and settings[name] == value for name, value in stage.get("unless", {}).items()):
-                continue
-            added = [] if stage.get("alone") else scenario.get("config", [])
-            files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *extra, *added]]
-            config_file = files[0] if len(files) == 1 else _literal(files)
-            command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
-            contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files]
-            ids = {key.lstrip("+").partition("::")[0] for content in contents for key in content}
-            for name, value in settings.items():
-                if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
-                    command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
-            renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
-            found.append(Stage(stage["title"].format(**known), command, renewed))
-    return found
 
 
 def fingerprint(folder: Path) -> str:
@@ -152,7 +95,7 @@ def fingerprint(folder: Path) -> str:
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
-    A plan that starts anew sets states in its folders of weights aside: they would end or refuse its trainings.
+    A plan that starts again sets states in its folders of weights aside: they would end or refuse its trainings.
 
     Args:
         plan: what to run.
@@ -187,8 +130,7 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
 
 
 def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
-    with atomic_write(progress) as partial:
-        partial.write_text(json.dumps({"version": version, "finished": finished}, indent=2) + "\n")
+    write_text(progress, json.dumps({"version": version, "finished": finished}, indent=2) + "\n")
 
 
 def _set_states_aside(plan: Sequence[Stage]) -> None:
@@ -211,10 +153,10 @@ def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) 
     Cases are ranked by their Dice coefficient, the mean of all variants; `where` of the recipe's `files` limits them.
 
     Returns:
-        These files, and the `pictures` that stages of the recipe made.
+        These files, and the `figures` that stages of the recipe made.
     """
     output = Path(places["output"])
-    write_metrics(metrics, output / "metrics.csv")
+    write_table(output / "metrics.csv", metrics)
     files = recipe["files"]
     rows = [row for row in metrics if all(row[name] == value for name, value in files.get("where", {}).items())]
     scores: dict[str, list[float]] = {}
@@ -234,8 +176,8 @@ def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) 
         )
         for case, rank in reversed(picked.items())
     ]
-    pictures = [Path(picture.format(**places)) for picture in recipe.get("pictures", [])]
-    return [output / "metrics.csv", overview(cases, output / "overview.png", title=title), *pictures]
+    figures = [Path(figure.format(**places)) for figure in recipe.get("figures", [])]
+    return [output / "metrics.csv", overview(cases, output / "overview.png", title=title), *figures]
 
 
 def leave_bundle(
@@ -243,10 +185,7 @@ def leave_bundle(
 ) -> Path:
     """Writes the trained bundle, with the settings of the stages that the recipe names; returns its folder."""
     chosen = recipe["bundle"]
-    settings = {
-        config: {**scenario.get("settings", {}), **scenario.get("stages", {}).get(chosen[config], {}), **overrides}
-        for config in ("inference", "train")
-    }
+    settings = {config: {**settings_of(scenario, chosen[config]), **overrides} for config in ("inference", "train")}
     return write_bundle(
         folder,
         Path(places["output"], "bundle", folder.name),
@@ -269,31 +208,6 @@ def _file(pattern: str) -> Path:
     if not (found := sorted(Path(pattern).parent.glob(Path(pattern).name))):
         raise FileNotFoundError(f"no file {pattern}")
     return found[0]
-
-
-def _from_here(path: str | Path) -> str:
-    """`path` as typed in the current folder: relative when it lies below."""
-    path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _filled(value: Any, places: Places) -> Any:
-    """`value` with the places in all its texts."""
-    if isinstance(value, Mapping):
-        return {name: _filled(part, places) for name, part in value.items()}
-    return value.format(**places) if isinstance(value, str) else value
-
-
-def _literal(value: Any) -> str:
-    """`value` as a Python literal, with spaces in its texts only."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name!r}:{_literal(part)}" for name, part in value.items()) + "}"
-    return f"[{','.join(map(_literal, value))}]" if isinstance(value, list | tuple) else repr(value)
-
-
-def _quoted(word: str) -> str:
-    """`word` quoted for a shell, legibly."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`!\\') else shlex.quote(word)
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The data of a demo: phantoms or the user's scans, and which of them train, stay unlabelled or stay unseen."""
+"""The data of a demo: phantoms or the user's scans, and which of them train, stay unlabelled or are held out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tools.data.phantoms import phantoms
 from tools.data.split import case_path, find_cases, find_patients, split
 from tools.files import read_json
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 HELD_OUT = 0.2
 
@@ -27,28 +27,33 @@ def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path)
         output: folder for what is made.
 
     Returns:
-        `data`, `split`, `unseen`, `unseen_split` and `output`, the places that recipes refer to; and `unlabelled`, a
-        folder of links to those training cases whose labels the recipe wants to be unknown.
+        `data`, `split`, `held_out`, `held_out_split` and `output`, the places that recipes refer to; and `unlabelled`,
+        a folder of links to those training cases whose labels the recipe wants to be unknown.
     """
     if data is None:
         sizes = recipe["phantoms"]
         train = phantoms(bundle, str(output / "phantoms/training"), **sizes["training"])
-        unseen = phantoms(bundle, str(output / "phantoms/unseen"), **sizes["unseen"])
+        held_out = phantoms(bundle, str(output / "phantoms/held_out"), **sizes["held_out"])
         for name, options in sizes.get("test_sets", {}).items():
             phantoms(bundle, str(output / "phantoms" / name), **options)
         split_file = split(str(train), str(output / "split.json"), validation=sizes["validation"])
     else:
-        train, unseen = Path(data), output / "unseen"
-        held_out = max(1, round(HELD_OUT * len(find_patients(train))))  # patients
-        split_file = split(data, str(output / "split.json"), validation=held_out)
-        link_cases(train, read_json(split_file)["validation"], target=unseen)
+        train, held_out = Path(data), output / "held_out"
+        count = max(1, round(HELD_OUT * len(find_patients(train))))  # patients
+        split_file = split(data, str(output / "split.json"), validation=count)
+        link_cases(train, read_json(split_file)["validation"], target=held_out)
     hidden = output / "unlabelled"
     if share := recipe.get("unlabelled"):
         _hide_labels(split_file, share, source=train, target=hidden)
-    unseen_split = output / "unseen.json"
-    with atomic_write(unseen_split) as partial:
-        partial.write_text(json.dumps({"training": [], "validation": find_cases(unseen)}, indent=2) + "\n")
-    places = {"data": train, "split": split_file, "unseen": unseen, "unseen_split": unseen_split, "output": output}
+    held_out_split = output / "held_out.json"
+    write_text(held_out_split, json.dumps({"training": [], "validation": find_cases(held_out)}, indent=2) + "\n")
+    places = {
+        "data": train,
+        "split": split_file,
+        "held_out": held_out,
+        "held_out_split": held_out_split,
+        "output": output,
+    }
     return {name: str(path) for name, path in (places | {"unlabelled": hidden}).items()}
 
 
@@ -58,8 +63,7 @@ def _hide_labels(split_file: Path, share: float, *, source: Path, target: Path) 
     names = listed["training"]
     kept = min(max(1, round((1 - share) * len(names))), len(names) - 1)
     link_cases(source, names[kept:], target=target)
-    with atomic_write(split_file) as partial:
-        partial.write_text(json.dumps(listed | {"training": names[:kept]}, indent=2) + "\n")
+    write_text(split_file, json.dumps(listed | {"training": names[:kept]}, indent=2) + "\n")
 
 
 def link_cases(source: Path, cases: Iterable[str], *, target: Path) -> None:

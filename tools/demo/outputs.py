@@ -7,19 +7,18 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
+from tools.arguments import check_known
 from tools.files import read_json
+from tools.registry.index import DEMO_VERSION
 from tools.registry.pack import release_files
 from tools.shared.files import PARTIAL
 
-__all__ = ["DEMO_VERSION", "check_settings", "write_bundle", "write_studies"]
-
-DEMO_VERSION = "0.0.0"  # of no release: nothing takes the copy for one
+__all__ = ["check_settings", "write_bundle", "write_studies"]
 
 Settings = Mapping[str, Any]
 
@@ -39,12 +38,8 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
     added = [part if isinstance(part, list) else part.get("config", []) for part in others]
     files = {file for part in [*(stage["config"] for stage in stages), *added] for file in part}
     known = {key for file in files for key in ConfigParser.load_config_file(folder / "configs" / file)}
-    for name in names:
-        first = re.split("#|::", name)[0]
-        if first not in known:
-            near = get_close_matches(first, known, 1)
-            hint = f", did you mean {near[0]}" if near else ""
-            raise ValueError(f"{folder.name}: no stage of its demo has a setting {first}{hint}")
+    first = [re.split("#|::", name)[0] for name in names]
+    check_known(first, {*known, "data", "output"}, what=f"{folder.name}: no stage of its demo has a setting {{}}")
 
 
 def write_bundle(
@@ -69,8 +64,8 @@ def write_bundle(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
         copy = Path(scratch) / target.name
         for name, content in files.items():
-            is_twin = name.endswith(".json") and f"{name.removesuffix('.json')}.yaml" in files
-            if not (name.startswith("models/") or is_twin):
+            is_copy = name.endswith(".json") and f"{name.removesuffix('.json')}.yaml" in files
+            if not (name.startswith("models/") or is_copy):
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).write_bytes(content)
         for stem, chosen in settings.items():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tools.files import read_table
-from tools.shared.files import atomic_write
+from tools.tables import aligned
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -20,16 +18,6 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return read_table(path, columns=("case", "dice"))
 
 
-def write_metrics(metrics: Rows, path: Path) -> None:
-    """Writes rows as CSV; the file appears complete or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(metrics[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(metrics)
-    with atomic_write(path) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8")
-
-
 def table(metrics: Rows) -> str:
     """Lays out `metrics` as a text table; its last row has the means over the cases where a score is finite."""
     columns = {name: [_number(row[name]) for row in metrics] for name in metrics[0]}
@@ -37,7 +25,7 @@ def table(metrics: Rows) -> str:
         [row[name] if columns[name][i] is None else f"{columns[name][i]:.3f}" for name in row]
         for i, row in enumerate(metrics)
     ]
-    return _laid_out([list(columns)], cells, [["mean", *map(_mean, list(columns.values())[1:])]])
+    return aligned([list(columns)], cells, [["mean", *map(_mean, list(columns.values())[1:])]])
 
 
 def comparison(metrics: Rows, *, scores: Sequence[str], across: str | None = None) -> str:
@@ -60,19 +48,7 @@ def comparison(metrics: Rows, *, scores: Sequence[str], across: str | None = Non
         for method in methods
     ]
     blocks = [cells[start : start + len(methods)] for start in range(0, len(cells), len(methods))]
-    return _laid_out([["mean", "method", *groups]], *blocks, left=2)
-
-
-def _laid_out(*blocks: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns of equal width, the first `left` to the left; a rule between the blocks of rows."""
-    widths = [max(map(len, column)) for column in zip(*(row for block in blocks for row in block), strict=True)]
-    rule = "\n" + "-" * (sum(widths) + 2 * (len(widths) - 1)) + "\n"
-
-    def line(row: Sequence[str]) -> str:
-        aligned = (str.ljust if i < left else str.rjust for i in range(len(row)))
-        return "  ".join(align(cell, width) for align, cell, width in zip(aligned, row, widths, strict=True))
-
-    return rule.join("\n".join(map(line, block)) for block in blocks)
+    return aligned([["mean", "method", *groups]], *blocks, left=2)
 
 
 def _number(text: str) -> float | None:

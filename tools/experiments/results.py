@@ -13,7 +13,7 @@ import torch
 from tools import BUNDLES, REPO
 from tools.benchmark.report import environment
 from tools.files import read_json, read_table
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def results(
         "cases": [_numbers(row) for row in read_table(table)],
     }
     path = REPO / "bundles" / bundle / "docs" / f"results_{name}.json"
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     logger.info("%s: %d cases", path, len(record["cases"]))
     return path
 

@@ -17,10 +17,12 @@ import yaml
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.demo.cli import collect, fingerprint, run, stages
+from tools.demo.cli import collect, fingerprint, run
 from tools.demo.data import prepare_data
+from tools.demo.stages import stages
 from tools.demo.tables import Rows
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
+from tools.tables import markdown
 
 Scores = dict[str, dict[str, Any]]
 
@@ -38,9 +40,9 @@ def study(
     result: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Runs the demo of a bundle on phantoms once per seed, and scores every variant on the unseen ones.
+    """Runs the demo of a bundle on phantoms once per seed, and scores every variant on the held-out ones.
 
-    Every seed has training phantoms, initial weights and an order of its own; the unseen phantoms are the same. An
+    Every seed has training phantoms, initial weights and an order of its own; the held-out phantoms are the same. An
     interrupted study continues where it stopped when it is called again.
 
     Args:
@@ -56,7 +58,7 @@ def study(
         settings: of all stages.
 
     Returns:
-        The JSON file: commands, versions, for each variant and score its mean over the unseen phantoms, for each seed
+        The JSON file: commands, versions, for each variant and score its mean over the held-out phantoms, for each seed
         and over seeds, and what `ours` gains on the others.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,8 +76,7 @@ def study(
         f"gain of {ours} in {score}": {name: _gain(scores, score, ours, name) for name in others if name in scores},
     }
     path = Path(result) if result else Path(output) / "study.json"
-    with atomic_write(path) as partial_file:
-        partial_file.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     for seed in seeds:
         Path(output, f"seed{seed}/finished.json").unlink(missing_ok=True)
     sys.stdout.write(f"{table(scores)}\n")
@@ -85,7 +86,7 @@ def study(
 def _run(
     bundle: str, recipe: Mapping[str, Any], root: Path, settings: Mapping[str, Any], seed: int
 ) -> tuple[list[str], Rows]:
-    """Runs the stages of one seed; returns the commands, and a row for each variant and unseen phantom."""
+    """Runs the stages of one seed; returns the commands, and a row for each variant and held-out phantom."""
     folder = REPO / "bundles" / bundle
     scenario = {**recipe["phantoms"], "training": {**recipe["phantoms"]["training"], "seed": 100 + seed}}
     seeded = {**recipe, "phantoms": scenario}
@@ -124,11 +125,8 @@ def _over_seeds(by_seed: Mapping[Any, float]) -> dict[str, Any]:
 def table(scores: Scores) -> str:
     """Lays out means as a Markdown table: a row for each variant, a column for each score, seeds in brackets."""
     columns = list(next(iter(scores.values())))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method, by_score in scores.items():
-        cells = [
-            f"{found['mean']:.3f} ({', '.join(f'{value:.3f}' for value in found['seeds'].values())})"
-            for found in by_score.values()
-        ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def cell(found: Mapping[str, Any]) -> str:
+        return f"{found['mean']:.3f} ({', '.join(f'{value:.3f}' for value in found['seeds'].values())})"
+
+    return markdown(["", *columns], [[method, *map(cell, by_score.values())] for method, by_score in scores.items()])

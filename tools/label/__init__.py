@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import inspect
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools import BUNDLES, REPO
-from tools.arguments import names, require_text
+from tools.arguments import check_known, names, require_text
 from tools.registry.pack import bundle_folder
 from tools.shared.files import atomic_write
 
@@ -23,7 +24,7 @@ __all__ = ["label", "prepare"]
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = REPO / ".venv-label"
+ENVIRONMENT = Path(os.environ.get("LABEL_ENVIRONMENT", REPO / ".venv-label")).absolute()
 LEFT_OUT = ("__pycache__", "eval", "cache", "*state.pt", "*_previous.pt", ".*", "monailabel_train.json")
 SETTINGS = (
     "skip_trainers",
@@ -33,25 +34,24 @@ SETTINGS = (
 
 
 def label(
-    studies: str,
+    data: str,
     *,
-    app: str = "label_app",
+    output: str = "label_app",
     bundles: str | Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     origins: str | Sequence[str] = (),
     token: str | None = None,
-    environment: str | None = None,
     **conf: object,
 ) -> None:
-    """Start a MONAI Label server for the scans in the folder STUDIES, with every bundle that has weights.
+    """Start a MONAI Label server for the scans in the folder DATA, with every bundle that has weights.
 
-    The bundles are copied to the folder APP at the first start; later starts use what lies there, retrained weights
+    The bundles are copied to the folder OUTPUT at the first start; later starts use what lies there, retrained weights
     included. `make label` installs the server.
 
     Args:
-        studies: folder of scans as NIfTI (*.nii.gz), or the address of a DICOMweb store. Labels go to its `labels`.
-        app: folder of the server's own: copies of the bundles, logs.
+        data: folder of scans as NIfTI (*.nii.gz), or the address of a DICOMweb store. Labels go to its `labels`.
+        output: folder of the server's own: copies of the bundles, logs.
         bundles: names or folders of bundles, for example vnet_atrial_mri,hadnet_brats_mri. Default: those in bundles/
             that have weights.
         host: address to listen at; 0.0.0.0 lets other machines in.
@@ -61,7 +61,6 @@ def label(
         token: what every request must have, at least 8 letters, digits, `-` or `_`: `Authorization: Bearer TOKEN`, or
             `?token=TOKEN` in the address of the web viewer, or the password that 3D Slicer asks for. Default: the
             environment variable LABEL_TOKEN, else none.
-        environment: virtual environment of the server. Default: .venv-label.
         conf: settings of MONAI Label's bundle app: skip_trainers, preload, epistemic_model, epistemic_max_samples,
             epistemic_simulation_size, epistemic_dropout; for example --skip_trainers true.
 
@@ -69,20 +68,18 @@ def label(
         ValueError: an option does not exist, the token is too simple, the server is not installed, there are no scans,
             or a bundle is none or lacks its weights.
     """
-    require_text(studies=studies, app=app, host=host, token=token, environment=environment)
+    require_text(data=data, output=output, host=host, token=token)
     token = os.environ.get("LABEL_TOKEN", "") if token is None else token
     if not re.fullmatch(r"[\w-]{8,}" if token else "", token, re.ASCII):
         raise ValueError("the token must be at least 8 letters, digits, - or _")
-    if unknown := sorted(conf.keys() - {*SETTINGS}):
-        raise ValueError(f"there is no option --{unknown[0]}; see --help, further settings are {', '.join(SETTINGS)}")
-    folder = ENVIRONMENT if environment is None else Path(environment).absolute()
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    check_known(conf, {*SETTINGS, *inspect.signature(label).parameters} - {"data", "conf"})
+    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.is_file():
         raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
-    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
-        raise ValueError(f"{studies}: is no folder of scans and no http address")
-    served = prepare(app, bundles=names(bundles))
-    command = [str(python), "-m", "monailabel.main", "start_server", "--app", app, "--studies", studies]
+    if not data.startswith(("http://", "https://")) and not Path(data).is_dir():
+        raise ValueError(f"{data}: is no folder of scans and no http address")
+    served = prepare(output, bundles=names(bundles))
+    command = [str(python), "-m", "monailabel.main", "start_server", "--app", output, "--studies", data]
     command += ["--host", host, "--port", str(port)]
     own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
     settings = {"models": ",".join(served), "origins": ",".join([*own, *names(origins)])}

@@ -13,7 +13,7 @@ from tools import BUNDLES
 from tools.arguments import names, require_text
 from tools.registry.index import read_index
 from tools.registry.pack import bundle_folder, pack
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,40 +29,37 @@ terms in its docs/data_license.txt. {use}.
 
 
 def build(
-    out: str = "dist",
     *,
+    output: str = "dist",
     url: str | None = None,
     bundles: str | Sequence[str] | None = None,
-    allow_missing_weights: bool = False,
 ) -> Path:
-    """Make the registry OUT: of each bundle the zip, its SHA-256 and release notes, and a model_info.json of all.
+    """Make the registry OUTPUT: of each bundle the zip, its SHA-256 and release notes, and a model_info.json of all.
 
-    The same sources and weights give the same zips on every machine. Rows of other versions in OUT are kept.
+    The same sources and weights give the same zips on every machine. Rows of other versions in OUTPUT are kept.
 
     Args:
-        out: folder to write to.
-        url: address that OUT will be downloaded from. Default: OUT itself, for use on this machine.
+        output: folder to write to.
+        url: address that OUTPUT will be downloaded from. Default: OUTPUT itself, for use on this machine.
         bundles: names, or paths of folders, separated by commas. Default: all of the collection.
-        allow_missing_weights: make zips without weights as well; `verify` refuses them.
 
     Returns:
-        The folder OUT.
+        The folder OUTPUT.
 
     Raises:
         ValueError: a bundle is none, lacks models/model.pt, a version or its entry in the changelog, or cannot be
             packed. All but the last are named before anything is written.
     """
-    require_text(out=out, url=url)
+    require_text(output=output, url=url)
     folders = list(BUNDLES) if bundles is None else [bundle_folder(name) for name in names(bundles)]
-    problems = [problem for folder in folders for problem in _problems(folder, allow_missing_weights)]
+    problems = [problem for folder in folders for problem in _problems(folder)]
     if problems:
         raise ValueError("\n  ".join(["nothing is built", *problems]))
     for folder in folders:
-        (stem,) = pack(str(folder), out, url=url)
-        with atomic_write(Path(out, f"{stem}.md")) as temporary:
-            temporary.write_text(_notes(folder), encoding="utf-8", newline="\n")
-    logger.info("%s: %d releases; next: python -m tools registry verify %s", out, len(read_index(out)), out)
-    return Path(out)
+        (stem,) = pack(str(folder), output, url=url)
+        write_text(Path(output, f"{stem}.md"), _notes(folder))
+    logger.info("%s: %d releases; next: python -m tools registry verify %s", output, len(read_index(output)), output)
+    return Path(output)
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
@@ -70,10 +67,10 @@ def _metadata(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _problems(folder: Path, allow_missing_weights: bool) -> list[str]:
+def _problems(folder: Path) -> list[str]:
     problems = []
-    if not allow_missing_weights and not (folder / "models/model.pt").is_file():
-        problems.append(f"{folder.name}: models/model.pt does not exist; train it, or give --allow_missing_weights")
+    if not (folder / "models/model.pt").is_file():
+        problems.append(f"{folder.name}: models/model.pt does not exist; train, convert or download it")
     metadata = _metadata(folder)
     version = metadata.get("version")
     if not isinstance(version, str) or not re.fullmatch(r"\d\.\d\.\d", version):

@@ -20,17 +20,17 @@ from tools.registry.index import Release, download, read_index
 logger = logging.getLogger(__name__)
 
 
-def fetch(name: str, *, source: str, bundle_dir: str, version: str | None = None) -> Path:
-    """Download the bundle NAME from the registry SOURCE into the folder BUNDLE_DIR.
+def fetch(bundle: str, *, registry: str, output: str, version: str | None = None) -> Path:
+    """Download BUNDLE from the registry REGISTRY into the folder OUTPUT.
 
     Unlike `monai.bundle.download` it compares the SHA-256, looks into the zip before it unpacks, reads the weights with
-    weights_only=True, and shows the bundle only when all is well: whatever fails, BUNDLE_DIR stays as it was. No code
+    weights_only=True, and shows the bundle only when all is well: whatever fails, OUTPUT stays as it was. No code
     of the bundle runs.
 
     Args:
-        name: name of the bundle.
-        source: folder or address that holds model_info.json, for example the address of a GitHub release's files.
-        bundle_dir: folder for bundles, as in MONAI; the bundle goes to BUNDLE_DIR/NAME.
+        bundle: name of the bundle.
+        registry: folder or address that holds model_info.json, for example the address of a GitHub release's files.
+        output: folder for bundles, `bundle_dir` in MONAI; the bundle goes to OUTPUT/BUNDLE.
         version: Default: the newest.
 
     Returns:
@@ -40,13 +40,13 @@ def fetch(name: str, *, source: str, bundle_dir: str, version: str | None = None
         ValueError: the registry has no such bundle or version, another version or content is there already, or what
             came is truncated, altered, unsafe or incomplete.
     """
-    require_text(name=name, source=source, bundle_dir=bundle_dir, version=version)
-    release = _release(source, name, version)
-    target = Path(bundle_dir).resolve() / name
+    require_text(bundle=bundle, registry=registry, output=output, version=version)
+    release = _release(registry, bundle, version)
+    target = Path(output).resolve() / bundle
     if target.exists() and (present := _version(target)) != release.version:
         raise ValueError(f"{target}: there already, in version {present}; remove it to get {release.version}")
-    with _made(target.parent), _scratch(target.parent, name) as temporary:
-        download(source, release, target=Path(temporary, release.zip))
+    with _made(target.parent), _scratch(target.parent, bundle) as temporary:
+        download(registry, release, target=Path(temporary, release.zip))
         folder = unpack(Path(temporary, release.zip), release, into=Path(temporary, "unpacked"))
         if problems := content_problems(folder, release):
             raise ValueError("\n  ".join([f"{release.zip}: refused", *problems]))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["File", "Wire", "readable"]
+__all__ = ["File", "HttpLog", "readable"]
 
 READS = {"GET", "HEAD"}
 
@@ -23,7 +23,7 @@ class File(NamedTuple):
     size: int
 
 
-class Wire(NamedTuple):
+class HttpLog(NamedTuple):
     """Shows requests on standard output."""
 
     dry_run: bool

@@ -13,9 +13,10 @@ from typing import NamedTuple
 from tools.registry.transfer import blocks
 from tools.shared.files import atomic_write
 
-__all__ = ["INDEX", "Release", "checksum", "digest", "download", "is_address", "read_index"]
+__all__ = ["DEMO_VERSION", "INDEX", "Release", "checksum", "digest", "download", "is_address", "read_index"]
 
 INDEX = "model_info.json"
+DEMO_VERSION = "0.0.0"  # of a demo's bundle: it is no release
 LARGEST_ZIP = 2**30  # bytes; no index says how large a zip is
 LARGEST_TEXT = 2**24
 _STEM = re.compile(r"([A-Za-z]\w*)_v(\d\.\d\.\d)", re.ASCII)

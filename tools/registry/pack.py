@@ -20,9 +20,9 @@ from tools.arguments import require_text
 from tools.files import read_json
 from tools.registry.checkpoints import read_checkpoint
 from tools.registry.pages import FOLDER, add_common_pages
-from tools.shared.files import atomic_write
+from tools.shared.files import atomic_write, write_text
 
-__all__ = ["bundle_folder", "json_twin", "pack", "release_files"]
+__all__ = ["bundle_folder", "json_copy", "pack", "release_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _NUMBER_AS_TEXT = re.compile(r"[-+]?(\d+\.?\d*[eE][-+]?\d+|\.\d+([eE][-+]?\d+)?)
 def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     """Packs a bundle into `<output>/<bundle>_v<version>.zip`, ready for `monai.bundle.download` and `load`.
 
-    The zip holds what git tracks of the bundle, the weights in its `models` folder, a JSON twin of every YAML config,
+    The zip holds what git tracks of the bundle, the weights in its `models` folder, a JSON copy of every YAML config,
     because `monai.bundle.load` reads only JSON, and the common pages that its texts link to, in `docs/common`. Of a
     bundle that git does not track, such as a downloaded one, it holds what the layout of a bundle has. Beside it go its
     `.sha256` and its row in `model_info.json`.
@@ -63,13 +63,13 @@ def pack(bundle: str, output: str = "dist", *, url: str | None = None) -> Row:
     if "models/model.pt" not in files:
         logger.warning("%s: packed without weights, models/model.pt does not exist", folder.name)
     content = target.read_bytes()
-    _write_text(target.with_name(f"{target.name}.sha256"), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n")
+    write_text(target.with_name(f"{target.name}.sha256"), f"{hashlib.sha256(content).hexdigest()}  {target.name}\n")
     source = f"{url.rstrip('/')}/{target.name}" if url else target.as_uri()
     checksum = hashlib.sha1(content, usedforsecurity=False).hexdigest()
     row = {target.stem: {"checksum": checksum, "source": source}}
     registry = target.with_name("model_info.json")
     rows = read_json(registry) if registry.is_file() else {}
-    _write_text(registry, json.dumps(rows | row, indent=2, sort_keys=True) + "\n")
+    write_text(registry, json.dumps(rows | row, indent=2, sort_keys=True) + "\n")
     logger.info("%s: %.1f MB written to %s", folder.name, len(content) / 1e6, target)
     return row
 
@@ -113,14 +113,14 @@ def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
     files = {name: (folder / name).read_bytes() for name in kept}
     for name in kept:
         if re.fullmatch(r"configs/.*\.ya?ml", name):
-            twin = re.sub(r"\.ya?ml$", ".json", name)
-            if twin in files:
-                raise ValueError(f"{folder.name}, {name}: {twin} exists as well, only one of them can be the source")
-            files[twin] = json_twin(folder / name).encode()
+            copy = re.sub(r"\.ya?ml$", ".json", name)
+            if copy in files:
+                raise ValueError(f"{folder.name}, {name}: {copy} exists as well, only one of them can be the source")
+            files[copy] = json_copy(folder / name).encode()
     return add_common_pages(files)
 
 
-def json_twin(config: Path) -> str:
+def json_copy(config: Path) -> str:
     """Returns the JSON that MONAI reads exactly as it reads the YAML file `config`.
 
     Raises:
@@ -161,10 +161,10 @@ def _tracked(folder: Path) -> set[str]:
 
 
 def _laid_out(folder: Path) -> set[str]:
-    """Returns the paths that a bundle has by its layout; JSON that stands beside YAML is a twin and made anew."""
+    """Returns the paths that a bundle has by its layout; JSON that stands beside YAML is a copy and made again."""
     found = {path for pattern in LAYOUT for path in folder.glob(pattern) if path.is_file()}
-    twins = {path for path in found if path.suffix == ".json" and path.with_suffix(".yaml") in found}
-    return {path.relative_to(folder).as_posix() for path in found - twins}
+    copies = {path for path in found if path.suffix == ".json" and path.with_suffix(".yaml") in found}
+    return {path.relative_to(folder).as_posix() for path in found - copies}
 
 
 def _is_weights(path: Path) -> bool:
@@ -193,8 +193,3 @@ def _write_zip(target: Path, files: dict[str, bytes]) -> None:
             entry.create_system = 3
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, files[name])
-
-
-def _write_text(target: Path, text: str) -> None:
-    with atomic_write(target) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 from tools.arguments import require_text
-from tools.demo.outputs import DEMO_VERSION
-from tools.registry.http_log import Wire
-from tools.registry.index import Release, is_address, read_index
+from tools.registry.http_log import HttpLog
+from tools.registry.index import DEMO_VERSION, Release, is_address, read_index
 from tools.registry.verify import problems
 
 TOKENS = {"github": "GITHUB_TOKEN", "hub": "HF_TOKEN"}
@@ -20,16 +19,15 @@ PACKAGES = {"github": "PyGithub", "hub": "huggingface_hub"}
 
 
 def publish(
-    dist: str,
+    registry: str,
     *,
     github: str | None = None,
     tag: str | None = None,
     target: str | None = None,
     hub: str | None = None,
-    private: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Upload the registry DIST, after `verify`, to a GitHub release or to the Hugging Face hub.
+    """Upload the registry REGISTRY, after `verify`, to a GitHub release or to the Hugging Face hub.
 
     GitHub: the release TAG of the repository gets all zips, their checksums and model_info.json. MONAI looks for the
     latter in the tree of the tag, so the tag is put on a commit of its own that adds models/model_info.json to TARGET;
@@ -42,38 +40,37 @@ def publish(
     Every request is shown. Tokens come from the environment: GITHUB_TOKEN, HF_TOKEN.
 
     Args:
-        dist: folder that `registry build` made.
+        registry: folder that `registry build` made.
         github: owner/repository.
         tag: release and tag to make.
         target: branch or commit that the tag builds on. Default: the default branch.
         hub: user or organisation on the hub.
-        private: make new hub repositories private.
         dry_run: send only requests that read, show the others. Needs no token where reading needs none.
 
     Raises:
-        ValueError: arguments do not go together, the token is missing, DIST has a problem, holds a demo's bundle or,
-            for GitHub, two versions of one, the client is not installed, what is published differs, or the service
+        ValueError: arguments do not go together, the token is missing, REGISTRY has a problem, holds a demo's bundle
+            or, for GitHub, two versions of one, the client is not installed, what is published differs, or the service
             refuses a request.
     """
-    require_text(dist=dist, github=github, tag=tag, target=target, hub=hub)
+    require_text(registry=registry, github=github, tag=tag, target=target, hub=hub)
     kind = _kind(github, tag, hub)
-    if foreign := {"github": ["private"] * private, "hub": ["target"] * (target is not None)}[kind]:
-        raise ValueError(f"--{foreign[0]} does not go with --{kind}")
-    if is_address(dist):
-        raise ValueError(f"{dist}: must be a folder")
+    if kind == "hub" and target is not None:
+        raise ValueError("--target does not go with --hub")
+    if is_address(registry):
+        raise ValueError(f"{registry}: must be a folder")
     client = _client(kind)
     token = os.environ.get(TOKENS[kind])
     if not token and not dry_run:
         raise ValueError(f"set {TOKENS[kind]} to a token that may write; --dry_run needs none")
-    releases = read_index(dist)
-    _check_versions(dist, releases, one_each=kind == "github")
-    if found := [f"  {stem}: {reason}" for stem, reasons in problems(dist).items() for reason in reasons]:
-        raise ValueError("\n".join([f"{dist}: not fit to be published", *found]))
-    wire, folder = Wire(dry_run), Path(dist)
+    releases = read_index(registry)
+    _check_versions(registry, releases, one_each=kind == "github")
+    if found := [f"  {stem}: {reason}" for stem, reasons in problems(registry).items() for reason in reasons]:
+        raise ValueError("\n".join([f"{registry}: not fit to be published", *found]))
+    log, folder = HttpLog(dry_run), Path(registry)
     if kind == "github":
-        client.publish_release(folder, releases, repository=github, tag=tag, target=target, token=token, wire=wire)
+        client.publish_release(folder, releases, repository=github, tag=tag, target=target, token=token, log=log)
     else:
-        client.publish_repositories(folder, releases, owner=hub, private=private, token=token, wire=wire)
+        client.publish_repositories(folder, releases, owner=hub, token=token, log=log)
 
 
 def _kind(github: str | None, tag: str | None, hub: str | None) -> str:
@@ -90,15 +87,15 @@ def _kind(github: str | None, tag: str | None, hub: str | None) -> str:
     return "github"
 
 
-def _check_versions(dist: str, releases: Sequence[Release], *, one_each: bool) -> None:
+def _check_versions(registry: str, releases: Sequence[Release], *, one_each: bool) -> None:
     """Refuses bundles that a demo left, and for a GitHub release two versions of one bundle."""
     if demos := [release.name for release in releases if release.version == DEMO_VERSION]:
         raise ValueError(
-            f"{dist}: {', '.join(demos)} in version {DEMO_VERSION} was trained by a demo, it is no release"
+            f"{registry}: {', '.join(demos)} in version {DEMO_VERSION} was trained by a demo, it is no release"
         )
     names = [release.name for release in releases]
     if one_each and (several := sorted({name for name in names if names.count(name) > 1})):
-        raise ValueError(f"{dist}: has several versions of {', '.join(several)}, a tag holds one of each bundle")
+        raise ValueError(f"{registry}: has several versions of {', '.join(several)}, a tag holds one of each bundle")
 
 
 def _client(kind: str) -> ModuleType:

@@ -24,7 +24,7 @@ from github.Requester import (
     RequestsResponse,
 )
 
-from tools.registry.http_log import File, Wire, readable
+from tools.registry.http_log import File, HttpLog, readable
 from tools.registry.index import INDEX, Release, digest
 
 __all__ = ["publish_release"]
@@ -44,7 +44,7 @@ def publish_release(
     tag: str,
     target: str | None,
     token: str | None,
-    wire: Wire,
+    log: HttpLog,
 ) -> None:
     """Makes the release `tag`, or completes the draft that an interrupted call left; see `publish`.
 
@@ -54,8 +54,8 @@ def publish_release(
     auth = Auth.Token(token) if token else None
     address = os.environ.get("GITHUB_API_URL", "https://api.github.com")
     try:
-        with _shown(wire), tempfile.TemporaryDirectory() as temporary:
-            pause = 0 if wire.dry_run else PAUSE
+        with _shown(log), tempfile.TemporaryDirectory() as temporary:
+            pause = 0 if log.dry_run else PAUSE
             retry = GithubRetry(total=RETRIES)
             client = Github(
                 auth=auth,
@@ -77,7 +77,7 @@ def publish_release(
         raise ValueError(f"GitHub refuses with status {error.status}: {reason}") from error
     except requests.RequestException as error:
         raise ValueError(f"{address}: cannot be reached, {error}") from error
-    if not wire.dry_run:
+    if not log.dry_run:
         logger.info("python -m monai.bundle download NAME --source github --repo %s/%s", repository, tag)
 
 
@@ -142,14 +142,14 @@ def _is_same(asset: GitReleaseAsset, path: Path) -> bool:
 
 
 @contextmanager
-def _shown(wire: Wire) -> Iterator[None]:
-    """Inside the block PyGithub's connections pass through `wire`."""
+def _shown(log: HttpLog) -> Iterator[None]:
+    """Inside the block PyGithub's connections pass through `log`."""
 
     class Plain(_Connection, HTTPRequestsConnectionClass):
-        passes = wire
+        passes = log
 
     class Secure(_Connection, HTTPSRequestsConnectionClass):
-        passes = wire
+        passes = log
 
     Requester.injectConnectionClasses(Plain, Secure)
     try:
@@ -161,7 +161,7 @@ def _shown(wire: Wire) -> Iterator[None]:
 class _Connection:
     """Shows a request before the connection class after it in the order of inheritance sends it."""
 
-    passes: Wire
+    passes: HttpLog
     verb: str
     protocol: str
     host: str

@@ -27,7 +27,7 @@ from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.sha import git_hash
 
 from tools.registry.archive import unpack
-from tools.registry.http_log import File, Wire, readable
+from tools.registry.http_log import File, HttpLog, readable
 from tools.registry.index import Release, digest
 from tools.registry.pages import links_from_root
 
@@ -42,7 +42,7 @@ OWN_FILES = {".gitattributes"}  # the hub's, in every repository
 
 
 def publish_repositories(
-    folder: Path, releases: Sequence[Release], *, owner: str, private: bool, token: str | None, wire: Wire
+    folder: Path, releases: Sequence[Release], *, owner: str, token: str | None, log: HttpLog
 ) -> None:
     """Puts each release into its repository, unless it is there; see `publish`.
 
@@ -58,22 +58,22 @@ def publish_repositories(
                 root = unpack(folder / release.zip, release, into=Path(temporary))
                 (root / "README.md").write_text(_model_card(root), encoding="utf-8", newline="\n")
                 files = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-                with _shown(wire, files, endpoint=endpoint):
-                    _publish(api, repo, version=release.version, files=files, private=private)
+                with _shown(log, files, endpoint=endpoint):
+                    _publish(api, repo, version=release.version, files=files)
         except (HfHubHTTPError, RuntimeError) as error:
             raise ValueError(f"{repo}: the hub refuses, {_unsigned(str(error))}") from error
         except httpx2.HTTPError as error:
             raise ValueError(f"{endpoint}: cannot be reached, {_unsigned(str(error))}") from error
-        if not wire.dry_run:
+        if not log.dry_run:
             logger.info("python -m monai.bundle download %s --source huggingface_hub --repo %s", release.name, repo)
 
 
-def _publish(api: HfApi, repo: str, *, version: str, files: Files, private: bool) -> None:
+def _publish(api: HfApi, repo: str, *, version: str, files: Files) -> None:
     exists = api.repo_exists(repo)
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo).tags} if exists else {}
     if version not in tags:
         if not exists:
-            api.create_repo(repo, private=private, exist_ok=True)
+            api.create_repo(repo, exist_ok=True)
         held = set(api.list_repo_files(repo)) - OWN_FILES if exists else set()
         gone = [CommitOperationDelete(path) for path in sorted(held - files.keys())]
         added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
@@ -127,14 +127,14 @@ def _model_card(root: Path) -> str:
 
 
 @contextmanager
-def _shown(wire: Wire, files: Files, *, endpoint: str) -> Iterator[None]:
-    """Inside the block the hub's client sends by `wire`, and large files by HTTP: Xet's own client shows no request."""
+def _shown(log: HttpLog, files: Files, *, endpoint: str) -> Iterator[None]:
+    """Inside the block the hub's client sends by `log`, and large files by HTTP: Xet's own client shows no request."""
     large = {
         digest(path, "sha256"): File(name, path.stat().st_size) for name, path in files.items() if path.suffix == ".pt"
     }
     before = constants.HF_HUB_DISABLE_XET
     constants.HF_HUB_DISABLE_XET = True
-    set_client_factory(lambda: _Client(wire, large, endpoint=endpoint))
+    set_client_factory(lambda: _Client(log, large, endpoint=endpoint))
     try:
         yield
     finally:
@@ -145,11 +145,11 @@ def _shown(wire: Wire, files: Files, *, endpoint: str) -> Iterator[None]:
 class _Client(httpx2.Client):
     """The hub's usual client, showing what it sends."""
 
-    def __init__(self, wire: Wire, large: Mapping[str, File], *, endpoint: str) -> None:
+    def __init__(self, log: HttpLog, large: Mapping[str, File], *, endpoint: str) -> None:
         """Takes the large files by SHA-256, which is in the address that one is uploaded to."""
         usual = default_client_factory()
         super().__init__(event_hooks=usual.event_hooks, follow_redirects=True, timeout=None)
-        self.wire = wire
+        self.log = log
         self.endpoint = httpx2.URL(endpoint)
         self.large = large
 
@@ -157,7 +157,7 @@ class _Client(httpx2.Client):
         """Sends a request, or in a dry run answers it so that the client goes on."""
         files = list(self._files(request))
         own = request.url.netloc == self.endpoint.netloc
-        if self.wire.sends(request.method, str(request.url) if own else _unsigned(str(request.url)), files=files):
+        if self.log.sends(request.method, str(request.url) if own else _unsigned(str(request.url)), files=files):
             return super().send(request, **options)
         return httpx2.Response(200, json=self._pretended(request), request=request)
 

@@ -20,8 +20,8 @@ PROBE = Path(__file__).with_name("probe.py")
 TIME_LIMIT = 900  # seconds for one bundle's network
 
 
-def verify(dist: str) -> None:
-    """Check every release of the registry DIST, a folder or an address; list all problems.
+def verify(registry: str) -> None:
+    """Check every release of the registry REGISTRY, a folder or an address; list all problems.
 
     Checked are: checksums, the zip's members, the files every bundle has, the metadata against MONAI's schema, weights
     (loaded with weights_only=True, so that they run no code), and, in a process of its own, that `monai.bundle.load`
@@ -29,10 +29,10 @@ def verify(dist: str) -> None:
     runs the bundle's code; it is left out if an earlier one found a problem.
 
     Raises:
-        ValueError: DIST has no model_info.json that MONAI could read.
+        ValueError: REGISTRY has no model_info.json that MONAI could read.
         SystemExit: with status 1 if there is a problem.
     """
-    found = problems(dist)
+    found = problems(registry)
     width = max(map(len, found))
     lines = [f"{stem:<{width}}  {f'{len(reasons)} problems' if reasons else 'good'}" for stem, reasons in found.items()]
     lines += [f"{stem}: {reason}" for stem, reasons in found.items() for reason in reasons]
@@ -41,28 +41,28 @@ def verify(dist: str) -> None:
         raise SystemExit(1)
 
 
-def problems(dist: str) -> dict[str, list[str]]:
+def problems(registry: str) -> dict[str, list[str]]:
     """Returns the problems of each release of a registry, by `<name>_v<version>`.
 
     Zips in a folder that its `model_info.json` does not name are listed under the name of that file.
     """
-    releases, validator = read_index(dist), _validator()
+    releases, validator = read_index(registry), _validator()
     found = {}
     for release in tqdm(releases, desc="releases", disable=None):
         try:
-            found[release.stem] = _release_problems(dist, release, validator=validator)
+            found[release.stem] = _release_problems(registry, release, validator=validator)
         except Exception as error:  # of one release, whose damage nobody foresaw: the others are checked nevertheless
             found[release.stem] = [f"cannot be checked, {type(error).__name__}: {error}"]
-    if not is_address(dist):
-        extra = sorted({path.name for path in Path(dist).glob("*.zip")} - {release.zip for release in releases})
+    if not is_address(registry):
+        extra = sorted({path.name for path in Path(registry).glob("*.zip")} - {release.zip for release in releases})
         found |= {INDEX: [f"has no row for {name}" for name in extra]} if extra else {}
     return found
 
 
-def _release_problems(dist: str, release: Release, *, validator: Any) -> list[str]:
+def _release_problems(registry: str, release: Release, *, validator: Any) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            path = _zip(dist, release, Path(temporary))
+            path = _zip(registry, release, Path(temporary))
             problems = [] if digest(path, "sha1") == release.sha1 else [f"its SHA-1 is not that of {INDEX}"]
             folder = unpack(path, release, into=Path(temporary, "unpacked"))
         except ValueError as error:
@@ -72,15 +72,15 @@ def _release_problems(dist: str, release: Release, *, validator: Any) -> list[st
         return problems or _network_problems(folder)
 
 
-def _zip(dist: str, release: Release, temporary: Path) -> Path:
+def _zip(registry: str, release: Release, temporary: Path) -> Path:
     """Returns the zip, which has the registry's SHA-256; from an address it is downloaded."""
-    if is_address(dist):
-        download(dist, release, target=temporary / release.zip)
+    if is_address(registry):
+        download(registry, release, target=temporary / release.zip)
         return temporary / release.zip
-    path = Path(dist, release.zip)
+    path = Path(registry, release.zip)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    if digest(path, "sha256") != checksum(dist, release):
+    if digest(path, "sha256") != checksum(registry, release):
         raise ValueError(f"{path}: its SHA-256 is not that of {release.sums}, it is damaged or another file")
     return path
 

@@ -1,1 +1,1 @@
-"""One HTML page about the runs in a folder: curves, scores, pictures of cases, settings, versions."""
+"""One HTML page about the runs in a folder: curves, scores, figures of cases, settings, versions."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tools.report.page import page
 from tools.report.runs import read_folder
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ def report(run_dir: str, *, output: str | None = None, data: str | None = None, 
     """Write one HTML page about the runs in RUN_DIR: curves, scores, worst and best cases, settings, versions.
 
     The page is one file without links to others; it needs no network and can be mailed. It shows names of cases, paths
-    and pictures of scans as they are: who must not see those must not get the page.
+    and figures of scans as they are: who must not see those must not get the page.
 
     Args:
         run_dir: the `output_dir` of a training, evaluation or inference, or a folder with several of them, such as a
@@ -40,7 +40,6 @@ def report(run_dir: str, *, output: str | None = None, data: str | None = None, 
     found = read_folder(Path(str(run_dir)))
     target = Path(output) if output else Path(str(run_dir), "report.html")
     text = page(found, data=Path(str(data)) if data else None, shown=cases)
-    with atomic_write(target) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(target, text)
     logger.info("%s: %.1f MB", target, target.stat().st_size / 1e6)
     return target

@@ -1,4 +1,4 @@
-"""One overview picture of scans with their references and predictions."""
+"""One overview figure of scans with their references and predictions."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -73,7 +73,7 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
         cases: one block of rows each, all with the same predictions. Files with several channels show the first; label
             255 counts as 1.
         path: PNG file to write; it appears complete or not at all.
-        title: heading of the picture.
+        title: heading of the figure.
 
     Returns:
         The file written.
@@ -96,7 +96,7 @@ def overview(cases: Sequence[Case], path: str | Path, *, title: str = "") -> Pat
     return Path(path)
 
 
-def picture(case: Case) -> bytes:
+def case_figure(case: Case) -> bytes:
     """One case, drawn as `overview` does, as a PNG file.
 
     Raises:
@@ -210,7 +210,7 @@ def best_plane(volumes: Volumes, axis: int) -> int:
 
 
 def draw_case(figure: FigureBase, volumes: Volumes, *, name: str, height: float) -> None:
-    """Draw the heading and the panels of one case into a part of the picture `height` inches tall."""
+    """Draw the heading and the panels of one case into a part of the figure `height` inches tall."""
     box, shown = label_box(volumes), planes(volumes)
     middle = 1 - HEADING / height / 2
     figure.text(0.012, middle, name, color=INK, fontsize=10, va="center")

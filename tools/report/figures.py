@@ -1,4 +1,4 @@
-"""Pictures of single cases of an evaluation: where their files are, and the picture as text for a page."""
+"""Figures of single cases of an evaluation: where their files are, and the figure as text for a page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tools.report.charts import fixed
-from tools.report.figure import Case, picture
+from tools.report.figure import Case, case_figure
 from tools.report.runs import Record, Table
 from tools.report.scores import ranked
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
-def pictures(table: Table, *, data: Path | None, shown: int) -> str:
+def case_figures(table: Table, *, data: Path | None, shown: int) -> str:
     """The `shown` worst and best cases of a table, or the reason why one is not drawn.
 
     Args:
@@ -39,7 +39,7 @@ def pictures(table: Table, *, data: Path | None, shown: int) -> str:
 def _figure(rank: str, row: Mapping[str, str], table: Table, *, record: Record, data: Path | None) -> str:
     heading = f"{rank}: {row['case']}"
     try:
-        drawn = picture(_case(row, table, record=record, data=data))
+        drawn = case_figure(_case(row, table, record=record, data=data))
     except Exception as error:  # readers have errors of their own for damaged files
         return f'<p class="note">{escape(heading)} is not drawn: {escape(str(error))}</p>'
     scores = " · ".join(

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from tools.report.charts import chart, grouped
-from tools.report.figures import pictures
+from tools.report.figures import case_figures
 from tools.report.runs import Found, Table, Training
 from tools.report.scores import every_row, summary
 from tools.report.settings import details, run_list
@@ -62,7 +62,7 @@ def _tables(found: Found, *, data: Path | None, shown: int) -> Iterator[str]:
     for table in found.tables:
         name = table.path.relative_to(found.folder).as_posix()
         kind = f"{table.record.title}, " if table.record else ""
-        drawn = pictures(table, data=data, shown=shown) if _is_evaluation(table) else ""
+        drawn = case_figures(table, data=data, shown=shown) if _is_evaluation(table) else ""
         yield (
             f"<h3>{escape(kind)}<code>{escape(name)}</code></h3>{summary(table)}{drawn}"
             f"<details open><summary>All {len(table.rows)} rows</summary>{every_row(table)}</details>"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
 from .shared.lists import SPLITS, read_info, read_split_file
-from .shared.patients import by_patient, check_patients, expanded
+from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
     SUFFIXES,
     check_folders,
@@ -28,7 +28,7 @@ from .shared.scans import (
     stem,
 )
 from .shared.validation import InputError
-from .splits import drawn_split, published_split
+from .splits import published_split
 
 __all__ = ["SliceDataset", "evaluation_cases", "find_images", "read_split", "root_folder"]
 
@@ -103,7 +103,7 @@ def _drawn(folders: Mapping[str, Path], root: Path, *, validation: float, seed: 
     if len(groups) < 2:
         raise InputError([("", str(root), f"needs the folders of two patients or more to train, holds {len(groups)}")])
     kinds = {name: read_info(folders[name] / "Info.cfg").get("Group", "") for name in groups}
-    split = expanded(drawn_split(kinds, validation=validation, seed=seed), groups) | {"test": test}
+    split = expanded(draw(kinds, validation=validation, seed=seed), groups) | {"test": test}
     check_patients(split, source=root)
     return split
 

@@ -1,11 +1,10 @@
-"""Which patients train, validate and test: files, the published settings, and seeded draws."""
+"""Which patients train, validate and test in the published settings."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from . import BUNDLE_ROOT
 from .shared.validation import InputError
 
-__all__ = ["drawn_split", "published_split"]
+__all__ = ["published_split"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,28 +21,6 @@ PUBLISHED = Path(BUNDLE_ROOT, "configs", "splits_published.json")
 UPPER_BOUND = "_upperbound"
 
 Split = dict[str, list[str]]
-
-
-def drawn_split(groups: Mapping[str, str], *, validation: float, seed: int) -> Split:
-    """Draws the validation patients, from every group its share.
-
-    Args:
-        groups: the group of every patient, two patients or more.
-        validation: fraction of the patients for validation.
-        seed: seed of the shuffle.
-
-    Returns:
-        Sorted patients by split; `test` is empty.
-    """
-    sizes, seen = Counter(groups.values()), Counter[str]()
-    place = {}
-    for patient in np.random.RandomState(seed).permutation(sorted(groups)).tolist():
-        group = groups[patient]
-        seen[group] += 1
-        place[patient] = (seen[group] - 0.5) / sizes[group]
-    order = sorted(place, key=lambda patient: place[patient])
-    count = max(1, round(validation * len(order)))
-    return {"training": sorted(order[count:]), "validation": sorted(order[:count]), "test": []}
 
 
 def published_split(setting: str | float, cval: int = 0, *, strict: bool = True) -> Split:

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .shared.lists import SPLITS, lists_of, read_info, read_json, read_split_file
-from .shared.patients import by_patient, check_patients, expanded
+from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
     SUFFIXES,
     check_folders,
@@ -55,8 +53,8 @@ def read_split(
         split_file: JSON with lists of the folders' names, or of a datalist's case names, under `training`, `validation`
             and, if wanted, `test`.
         frames: the frames of an ACDC patient.
-        validation: without a file, and unless a datalist tells, the fraction of the patients for validation, see
-            `patients.patient_of`.
+        validation: without a file, and unless a datalist tells, the fraction of the patients for validation, the same
+            of every `Group` in `Info.cfg`, see `patients.draw`.
         seed: of that draw.
 
     Returns:
@@ -129,9 +127,8 @@ def _drawn(
     groups = by_patient(names, patients)
     if len(groups) < 2:
         raise InputError([("", str(root), f"needs cases of two patients or more to train, holds {len(groups)}")])
-    shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
-    count = max(1, round(fraction * len(groups)))
-    return expanded({"training": shuffled[count:], "validation": shuffled[:count], "test": []}, groups)
+    kinds = {name: "" if root.is_file() else read_info(root / name / "Info.cfg").get("Group", "") for name in groups}
+    return expanded(draw(kinds, validation=fraction, seed=seed), groups)
 
 
 def _datalist(path: Path, *, labelled: bool = True) -> tuple[dict[str, list[Case]], dict[str, str]]:

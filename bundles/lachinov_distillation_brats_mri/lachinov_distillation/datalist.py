@@ -27,7 +27,7 @@ Problem = tuple[str, str, str]
 
 
 def read_datalist(path: str | Path) -> dict[str, list[Case]]:
-    """Reads a datalist, as `python -m tools datalist` and `annotation.Datalist` write it.
+    """Reads a datalist, as `make_datalist` and `annotation.Datalist` write it.
 
     Args:
         path: JSON file with lists of cases `{"case", "image", "label", "label_source", ...}` under `training`,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from .shared.lists import read_split_file
-from .shared.patients import by_patient, check_patients, expanded
+from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
     check_folders,
     check_names,
@@ -44,8 +42,8 @@ def read_split(
 
     Args:
         dataset_dir: folder with one sub-folder per case.
-        split_file: JSON file with lists of case names under `training` and `validation`; without one, the sorted
-            patients (see `patients.patient_of`) are shuffled with `seed` and split.
+        split_file: JSON file with lists of case names under `training` and `validation`; without one,
+            patients are drawn, see `patients.draw`.
         image: file name of the scans without suffix.
         label: file name of the label maps without suffix.
         validation: fraction of the patients for validation, when there is no file.
@@ -69,9 +67,7 @@ def read_split(
             raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
         labelled = [folder for folder in folders.values() if find_volume(folder, image) or find_volume(folder, label)]
         check_folders(folders.values(), labelled)
-        shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
-        count = max(1, round(validation * len(groups)))
-        named = expanded({"training": shuffled[count:], "validation": shuffled[:count]}, groups)
+        named = expanded(draw(dict.fromkeys(groups, ""), validation=validation, seed=seed), groups)
     listed = [name for split in SPLITS for name in named[split]]
     if absent := [(name, str(root / name), "has no folder") for name in listed if name not in folders]:
         raise InputError(absent)

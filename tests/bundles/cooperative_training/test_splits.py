@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from cooperative_training.data import read_split
+from cooperative_training.shared.patients import draw
 from cooperative_training.shared.validation import InputError
-from cooperative_training.splits import drawn_split, published_split
+from cooperative_training.splits import published_split
 from tests.bundles.cooperative_training.files import distributed, patients, reorganised, split_file
 from tools import REPO
 
@@ -116,10 +117,10 @@ class TestSplits:
         """Of 10 patients in groups of 5, 3 and 2, 40 % validate: 2, 1 and 1 of the groups."""
         groups = {f"p{i}": "AAAAABBBCC"[i] for i in range(10)}
         for seed in range(5):
-            split = drawn_split(groups, validation=0.4, seed=seed)
+            split = draw(groups, validation=0.4, seed=seed)
             assert sorted(groups[name] for name in split["validation"]) == ["A", "A", "B", "C"]
             assert sorted(split["training"] + split["validation"]) == sorted(groups)
-        draws = {tuple(drawn_split(groups, validation=0.4, seed=seed)["validation"]) for seed in range(9)}
+        draws = {tuple(draw(groups, validation=0.4, seed=seed)["validation"]) for seed in range(9)}
         assert len(draws) > 4
         for index in range(10):
             distributed(tmp_path, f"patient{index:03d}", group="AB"[index % 2])
@@ -135,3 +136,5 @@ class TestSplits:
             tens = [(int(name[-3:]) - 1) // 20 for name in names]  # ACDC numbers its five groups in twenties
             assert [tens.count(group) for group in range(5)] == [share] * 5
         assert len({name for names in lists for name in names}) == 40
+        groups = {name: str((int(name[-3:]) - 1) // 20) for names in lists for name in names}
+        assert lists == list(draw(groups, validation=5, test=25, seed=seed).values())

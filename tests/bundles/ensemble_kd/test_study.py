@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tools.demo.cli import Stage
+from tools.demo.stages import Stage
 from tools.experiments.ensemble_kd_kits_ct import study
 
 COMMON: dict[str, Any] = {"dataset_dir": "ACDC", "ckpt_dir": "models"}

@@ -13,9 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lachinov_distillation.make_datalist import make_datalist
 from tests.conftest import NamedPath
 from tests.support.runs import copy, load, run
-from tools.data.datalist import datalist
 from tools.data.phantoms import phantoms as make_phantoms
 
 BUNDLE = "lachinov_distillation_brats_mri"
@@ -64,7 +64,7 @@ def folder(tiny_weights: NamedPath, tmp_path: Path) -> Path:
 @pytest.mark.gate
 def test_stages_chain_by_file_names(phantoms: NamedPath, decathlon: Path, tmp_path: Path) -> None:
     """From an empty folder of weights and two data sets in one list to a student that knew neither of them whole."""
-    path = datalist(
+    path = make_datalist(
         str(tmp_path / "list.json"),
         labelled=str(phantoms(BUNDLE)),
         decathlon=str(decathlon),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tools import REPO
-from tools.benchmark import Row, Setting, measure, measurement, meters
-from tools.benchmark.meters import Time, counted, peak_flops, timed
+from tools.benchmark import BenchmarkCase, Variant, measure
+from tools.benchmark.meters import timed
 from tools.benchmark.parity import compare, snapshot
 
 CPU = torch.device("cpu")
@@ -29,8 +29,8 @@ def small_heap() -> Iterator[None]:
     gc.unfreeze()
 
 
-def work(outputs: Any, *, seconds: float = 0.0, log: list[str] | None = None, name: str = "") -> Setting:
-    """A setting that sleeps, notes its name at every unit and returns the outputs."""
+def work(outputs: Any, *, seconds: float = 0.0, log: list[str] | None = None, name: str = "") -> Variant:
+    """A variant that sleeps, notes its name at every unit and returns the outputs."""
 
     def unit() -> Any:
         time.sleep(seconds)
@@ -38,11 +38,11 @@ def work(outputs: Any, *, seconds: float = 0.0, log: list[str] | None = None, na
             log.append(name)
         return outputs
 
-    return Setting(prepare=lambda: unit)
+    return Variant(prepare=lambda: unit)
 
 
-def row(**settings: Setting) -> Row:
-    return Row(name="toy", unit="one toy", settings=settings, work=0)
+def case(**variants: Variant) -> BenchmarkCase:
+    return BenchmarkCase(name="toy", unit="one toy", variants=variants)
 
 
 # Parity
@@ -87,66 +87,23 @@ def test_nan_agrees_with_nothing() -> None:
 # Meters
 
 
-def test_flops_of_matrix_product_forward_and_backward() -> None:
-    left, right = torch.ones(3, 5), torch.ones(5, 7, requires_grad=True)
-    assert counted(lambda: left @ right)[1] == 2 * 3 * 5 * 7
-    # The gradient of `right` alone is one more product of the same size.
-    assert counted(lambda: torch.autograd.grad((left @ right).sum(), right))[1] == 2 * (2 * 3 * 5 * 7)
-
-
-def test_flops_of_convolution() -> None:
-    layer, image = torch.nn.Conv3d(2, 4, 3, padding=1), torch.ones(1, 2, 6, 7, 8)
-    outputs, flops = counted(lambda: layer(image))
-    assert outputs.shape == (1, 4, 6, 7, 8)
-    assert flops == 2 * (6 * 7 * 8) * 4 * 2 * 3**3
-
-
-def test_flops_of_the_gradient_by_the_input_of_a_module() -> None:
-    layer, image = torch.nn.Linear(5, 7, bias=False), torch.ones(3, 5, requires_grad=True)
-    assert counted(lambda: torch.autograd.grad(layer(image).sum(), image))[1] == 2 * (2 * 3 * 5 * 7)
-
-
-@pytest.mark.parametrize(
-    ("best", "rate"), [((0.25, 1.0), 2 * 2048**3 / 0.25), ((0.5, 0.25), 2 * 64 * 64 * 5**3 * 32**3 / 0.25)]
-)
-def test_peak_is_that_of_the_best_product_or_convolution(
-    monkeypatch: pytest.MonkeyPatch, best: tuple[float, float], rate: float
-) -> None:
-    seconds = iter([slow for fast in best for slow in (0.1, fast + 0.5, fast, fast + 0.5)])  # the first is warm-up
-    monkeypatch.setattr(meters, "timed", lambda work, device: Time(next(seconds), 0.0))
-    assert peak_flops.__wrapped__(CPU, torch.float32, threads=1) == rate
-
-
-def test_floor_share_is_the_rate_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "peak_flops", lambda device, dtype, threads: {torch.float32: 1e9}[dtype])
-    left, right = torch.ones(3, 5), torch.ones(5, 7)
-    [result] = measure(
-        [Row(name="product", unit="3x5x7", settings={"plain": Setting(prepare=lambda: lambda: left @ right)})],
-        device=CPU,
-    )
-    figures = result.settings["plain"]
-    assert result.work == 210
-    assert figures.flops_per_second == pytest.approx(210 / figures.median)
-    assert figures.floor_share == pytest.approx(210 / figures.median / 1e9)
-
-
 def test_timed_tells_waiting_from_computing() -> None:
     waited = timed(lambda: time.sleep(0.05), CPU)
     assert waited.wall >= 0.05
     assert waited.cpu < 0.04
 
 
-def peaks_in_a_fresh_process(settings: str) -> list[float]:
-    """Returns the peak memory of every one of the `settings` that a script makes, in MiB.
+def peaks_in_a_fresh_process(variants: str) -> list[float]:
+    """Returns the peak memory of every one of the `variants` that a script makes, in MiB.
 
     In a process of its own, because the heap of this one has the holes of the other tests.
     """
     script = f"""
 import numpy, torch
-from tools.benchmark import Row, Setting, measure
-{settings}
-row = Row(name="toy", unit="", settings=settings, work=0)
-for figures in measure([row], device=torch.device("cpu"), repeats=1)[0].settings.values():
+from tools.benchmark import BenchmarkCase, Variant, measure
+{variants}
+case = BenchmarkCase(name="toy", unit="", variants=variants)
+for figures in measure([case], device=torch.device("cpu"), repeats=1)[0].variants.values():
     print(figures.peak_bytes / 2**20)
 """
     run = subprocess.run([sys.executable, "-c", script], cwd=REPO, capture_output=True, text=True, check=True)
@@ -165,9 +122,9 @@ def holding(state, transient):
     def prepare():
         held = blocks(state)
         return lambda: int(blocks(transient)[-1][0] * held[-1][0] * inputs[0])
-    return Setting(prepare=prepare)
+    return Variant(prepare=prepare)
 
-settings = {"plain": holding(40, 8), "lavish": holding(80, 100), "lean": holding(1, 40)}
+variants = {"eager": holding(40, 8), "lavish": holding(80, 100), "lean": holding(1, 40)}
 """) == pytest.approx([48, 180, 41], abs=4)
 
 
@@ -178,80 +135,82 @@ def unit():
     return [sum(int(block[0]) for block in [numpy.ones(size, numpy.uint8) for _ in range(count)])
             for count, size in ((1, 20 * 2**20), (30, 2**20), (1, 40 * 2**20))]
 
-settings = dict.fromkeys(("plain", "same"), Setting(prepare=lambda: unit))
+variants = dict.fromkeys(("eager", "same"), Variant(prepare=lambda: unit))
 """) == pytest.approx([40, 40], abs=4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_peak_memory_on_cuda_leaves_other_settings_out() -> None:
+def test_peak_memory_on_cuda_leaves_other_variants_out() -> None:
     cuda = torch.device("cuda")
 
-    def holding(state: int, transient: int) -> Setting:
+    def holding(state: int, transient: int) -> Variant:
         def prepare() -> Callable[[], float]:
             held = torch.ones(state, 2**18, device=cuda)
             return lambda: (torch.ones(transient, 2**18, device=cuda)[0, 0] * held[0, 0]).item()
 
-        return Setting(prepare=prepare)
+        return Variant(prepare=prepare)
 
-    [result] = measure([row(plain=holding(40, 8), lavish=holding(80, 100))], device=cuda, repeats=1)
-    peaks = {name: (figures.peak_bytes or 0) / 2**20 for name, figures in result.settings.items()}
-    assert peaks == pytest.approx({"plain": 48, "lavish": 180}, abs=1)
+    [result] = measure([case(eager=holding(40, 8), lavish=holding(80, 100))], device=cuda, repeats=1)
+    peaks = {name: (figures.peak_bytes or 0) / 2**20 for name, figures in result.variants.items()}
+    assert peaks == pytest.approx({"eager": 48, "lavish": 180}, abs=1)
 
 
 # Measurement
 
 
-def test_settings_take_turns_after_parity_memory_and_warm_up() -> None:
+def test_variants_take_turns_after_parity_memory_and_warm_up() -> None:
     log: list[str] = []
-    settings = {name: work(1.0, log=log, name=name) for name in ("plain", "fast", "other")}
-    [result] = measure([row(**settings)], device=CPU, repeats=3)
-    once = ["plain", "fast", "other"]
-    memory = ["plain"] * 2 + ["fast"] * 2 + ["other"] * 2
+    variants = {name: work(1.0, log=log, name=name) for name in ("eager", "fast", "other")}
+    [result] = measure([case(**variants)], device=CPU, repeats=3)
+    once = ["eager", "fast", "other"]
+    memory = ["eager"] * 2 + ["fast"] * 2 + ["other"] * 2
     assert log == once + memory + once + once * 3
-    assert all(len(figures.seconds) == 3 for figures in result.settings.values())
+    assert all(len(figures.seconds) == 3 for figures in result.variants.values())
 
 
-def test_slower_setting_has_the_larger_median_and_speed_up_follows() -> None:
-    [result] = measure([row(plain=work(1.0, seconds=0.05), fast=work(1.0, seconds=0.001))], device=CPU, repeats=3)
-    plain, fast = result.settings["plain"], result.settings["fast"]
-    assert plain.median >= 0.05 > fast.median
-    assert plain.quartiles[0] <= plain.median <= plain.quartiles[1]
-    assert plain.speed_up == 1
-    assert fast.speed_up == pytest.approx(plain.median / fast.median)
+def test_slower_variant_has_the_larger_median_and_speed_up_follows() -> None:
+    [result] = measure([case(eager=work(1.0, seconds=0.05), fast=work(1.0, seconds=0.001))], device=CPU, repeats=3)
+    eager, fast = result.variants["eager"], result.variants["fast"]
+    assert eager.median >= 0.05 > fast.median
+    assert eager.quartiles[0] <= eager.median <= eager.quartiles[1]
+    assert eager.speed_up == 1
+    assert fast.speed_up == pytest.approx(eager.median / fast.median)
 
 
 def test_speed_up_is_against_the_baseline_where_there_is_one() -> None:
-    settings = {"plain": work(1.0, seconds=0.001), "baseline": work(1.0, seconds=0.05)}
-    [result] = measure([row(**settings)], device=CPU, repeats=3)
-    assert result.settings["baseline"].speed_up == 1
-    assert result.settings["plain"].speed_up > 1
+    variants = {"eager": work(1.0, seconds=0.001), "baseline": work(1.0, seconds=0.05)}
+    [result] = measure([case(**variants)], device=CPU, repeats=3)
+    assert result.variants["baseline"].speed_up == 1
+    assert result.variants["eager"].speed_up > 1
 
 
-def test_disagreeing_row_is_void_and_not_timed_while_others_are() -> None:
+def test_disagreeing_case_is_invalid_and_not_timed_while_others_are() -> None:
     log: list[str] = []
-    rows = [row(plain=work(1.0, log=log, name="plain"), fast=work(1.5)), row(plain=work(1.0), fast=work(1.0))]
-    void, fine = measure(rows, device=CPU, repeats=2)
-    assert void.void.startswith("fast: output / is off by up to 0.5")
-    assert (void.parity["fast"].deviation, void.settings, log) == (0.5, {}, ["plain"])
-    assert not fine.void
-    assert set(fine.settings) == {"plain", "fast"}
+    cases = [case(eager=work(1.0, log=log, name="eager"), fast=work(1.5)), case(eager=work(1.0), fast=work(1.0))]
+    invalid, fine = measure(cases, device=CPU, repeats=2)
+    assert invalid.invalid.startswith("fast: output / is off by up to 0.5")
+    assert (invalid.parity["fast"].deviation, invalid.variants, log) == (0.5, {}, ["eager"])
+    assert not fine.invalid
+    assert set(fine.variants) == {"eager", "fast"}
 
 
-def test_tolerance_is_the_settings_own() -> None:
-    def half(atol: float) -> Setting:
-        return Setting(prepare=lambda: lambda: 1.01, atol=atol, rtol=0)
+def test_tolerance_is_the_variants_own() -> None:
+    def half(atol: float) -> Variant:
+        return Variant(prepare=lambda: lambda: 1.01, atol=atol, rtol=0)
 
-    loose, tight = measure([row(plain=work(1.0), half=half(0.02)), row(plain=work(1.0), half=half(0.005))], device=CPU)
-    assert not loose.void
-    assert tight.void
+    loose, tight = measure(
+        [case(eager=work(1.0), half=half(0.02)), case(eager=work(1.0), half=half(0.005))], device=CPU
+    )
+    assert not loose.invalid
+    assert tight.invalid
 
 
-def test_failing_setting_makes_its_row_void_with_its_name_and_error() -> None:
+def test_failing_variant_makes_its_case_invalid_with_its_name_and_error() -> None:
     def fail() -> None:
         raise RuntimeError("out of memory")
 
-    [result] = measure([row(plain=work(1.0), fast=Setting(prepare=lambda: fail))], device=CPU)
-    assert result.void == "fast: RuntimeError: out of memory"
+    [result] = measure([case(eager=work(1.0), fast=Variant(prepare=lambda: fail))], device=CPU)
+    assert result.invalid == "fast: RuntimeError: out of memory"
 
 
 def test_every_preparation_starts_from_the_same_seed() -> None:
@@ -259,22 +218,22 @@ def test_every_preparation_starts_from_the_same_seed() -> None:
         noise = torch.rand(4), np.random.default_rng(np.random.randint(9999)).random(4)  # noqa: NPY002
         return lambda: noise
 
-    [result] = measure([row(plain=Setting(prepare=prepare), fast=Setting(prepare=prepare))], device=CPU, repeats=1)
+    [result] = measure([case(eager=Variant(prepare=prepare), fast=Variant(prepare=prepare))], device=CPU, repeats=1)
     assert result.parity["fast"].deviation == 0
 
 
 def test_work_without_outputs_has_neither_parity_nor_memory() -> None:
-    [result] = measure([row(plain=work(None), fast=work(None))], device=CPU, repeats=1)
-    assert not result.void
-    assert [figures.peak_bytes for figures in result.settings.values()] == [None, None]
+    [result] = measure([case(eager=work(None), fast=work(None))], device=CPU, repeats=1)
+    assert not result.invalid
+    assert [figures.peak_bytes for figures in result.variants.values()] == [None, None]
 
 
-@pytest.mark.parametrize(("name", "setting", "message"), [("a b", "plain", "identifier"), ("a", "fast", "'plain'")])
-def test_row_refuses_bad_name_or_missing_plain(name: str, setting: str, message: str) -> None:
+@pytest.mark.parametrize(("name", "variant", "message"), [("a b", "eager", "identifier"), ("a", "fast", "'eager'")])
+def test_case_refuses_bad_name_or_missing_eager(name: str, variant: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Row(name=name, unit="", settings={setting: work(1.0)})
+        BenchmarkCase(name=name, unit="", variants={variant: work(1.0)})
 
 
 def test_no_repeats_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        measure([row(plain=work(1.0))], device=CPU, repeats=0)
+        measure([case(eager=work(1.0))], device=CPU, repeats=0)

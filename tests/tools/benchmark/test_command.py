@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from tools.benchmark import Row, Setting, benchmark, cli
+from tools.benchmark import BenchmarkCase, Variant, benchmark, cli
 
 CPU = torch.device("cpu")
 BASELINE = """
@@ -24,11 +24,11 @@ def double(state_dict, inputs, device):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Registers rows for a bundle `toy`, as `tools/per_bundle/toy/benchmark.py` would."""
+    """Registers cases for a bundle `toy`, as `tools/per_bundle/toy/benchmark.py` would."""
 
-    def register(*rows: Row) -> None:
+    def register(*cases: BenchmarkCase) -> None:
         recipe = ModuleType("tools.per_bundle.toy.benchmark")
-        recipe.rows = lambda device: list(rows)  # type: ignore[attr-defined]
+        recipe.benchmark_cases = lambda device: list(cases)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, recipe.__name__, recipe)
         monkeypatch.setattr(cli, "BUNDLES", [tmp_path / "toy"])
         monkeypatch.syspath_prepend(str(tmp_path / "toy"))
@@ -37,14 +37,14 @@ def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 
 
 @pytest.fixture
-def double() -> Row:
+def double() -> BenchmarkCase:
     """Doubles three numbers; the state dict holds the factor's excess over one, here 1."""
     inputs = torch.tensor([1.0, 2.0, 3.0])
-    plain = Setting(prepare=lambda: lambda: {"sum": inputs * 2})
-    return Row(
+    eager = Variant(prepare=lambda: lambda: {"sum": inputs * 2})
+    return BenchmarkCase(
         name="double",
         unit="3 numbers",
-        settings={"plain": plain},
+        variants={"eager": eager},
         state_dict=lambda: {"weight": torch.ones(1)},
         inputs=lambda: inputs,
     )
@@ -52,31 +52,31 @@ def double() -> Row:
 
 @pytest.mark.gate
 def test_record_and_table(
-    registered: Callable[..., None], double: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    registered: Callable[..., None], double: BenchmarkCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registered(double, replace(double, name="triple"))
     (tmp_path / "baseline.py").write_text(BASELINE)
     target = tmp_path / "new" / "record.json"
-    benchmark("toy", rows="double", json=str(target), baseline=str(tmp_path / "baseline.py"), repeats=2)
+    benchmark("toy", cases="double", json=str(target), baseline=str(tmp_path / "baseline.py"), repeats=2)
     record = json.loads(target.read_text())
     assert {"command", "date", "commit", "cpu", "threads", "device"} < set(record)
     assert record["versions"]["torch"] == torch.__version__
     assert {"python", "monai", "numpy"} < set(record["versions"])
-    [entry] = record["rows"]
-    assert (entry["bundle"], entry["row"], entry["unit"], entry["void"]) == ("toy", "double", "3 numbers", "")
+    [entry] = record["cases"]
+    assert (entry["bundle"], entry["case"], entry["unit"], entry["invalid"]) == ("toy", "double", "3 numbers", "")
     assert entry["parity"]["baseline"]["deviation"] == 0
-    assert set(entry["settings"]) == {"plain", "baseline"}
-    assert len(entry["settings"]["baseline"]["seconds"]) == 2
+    assert set(entry["variants"]) == {"eager", "baseline"}
+    assert len(entry["variants"]["baseline"]["seconds"]) == 2
     assert [path.name for path in target.parent.iterdir()] == ["record.json"]
     text = capsys.readouterr().out
     assert [line.split()[:2] for line in text.splitlines() if line.startswith("double ")] == [
-        ["double", "plain"],
+        ["double", "eager"],
         ["double", "baseline"],
     ]
 
 
-def test_disagreeing_baseline_voids_the_row_and_fails_the_command(
-    registered: Callable[..., None], double: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_disagreeing_baseline_invalidates_the_case_and_fails_the_command(
+    registered: Callable[..., None], double: BenchmarkCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registered(double)
     (tmp_path / "wrong.py").write_text(BASELINE.replace("weight * inputs", "1.1 * inputs"))
@@ -84,40 +84,40 @@ def test_disagreeing_baseline_voids_the_row_and_fails_the_command(
     with pytest.raises(SystemExit) as ending:
         benchmark("toy", json=str(target), baseline=str(tmp_path / "wrong.py"))
     assert ending.value.code == 1
-    [entry] = json.loads(target.read_text())["rows"]
-    assert entry["settings"] == {}
+    [entry] = json.loads(target.read_text())["cases"]
+    assert entry["variants"] == {}
     assert entry["parity"]["baseline"]["deviation"] == pytest.approx(0.3)
-    assert "double is VOID: baseline: output /sum is off by up to 0.3" in capsys.readouterr().out
+    assert "double is INVALID: baseline: output /sum is off by up to 0.3" in capsys.readouterr().out
 
 
-def test_unknown_row_and_bundle_are_errors_that_list_the_known_ones(
-    registered: Callable[..., None], double: Row
+def test_unknown_case_and_bundle_are_errors_that_list_the_known_ones(
+    registered: Callable[..., None], double: BenchmarkCase
 ) -> None:
     registered(double, replace(double, name="triple"))
-    with pytest.raises(ValueError, match="unknown rows: tripel; there are: double, triple"):
-        benchmark(rows=("double", "tripel"))
+    with pytest.raises(ValueError, match="unknown cases: tripel; there are: double, triple"):
+        benchmark(cases=("double", "tripel"))
     with pytest.raises(ValueError, match="'tow' is unknown, there are: toy"):
         benchmark("tow")
 
 
-def test_bundle_without_rows_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bundle_without_cases_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "BUNDLES", [tmp_path / "bare"])
     monkeypatch.syspath_prepend(str(tmp_path / "bare"))
-    with pytest.raises(ValueError, match=r"bare: registers no rows, tools/per_bundle/bare/benchmark.py is missing"):
+    with pytest.raises(ValueError, match=r"bare: registers no cases, tools/per_bundle/bare/benchmark.py is missing"):
         cli.collect(None, CPU)
 
 
-def test_row_registered_twice_is_an_error(registered: Callable[..., None], double: Row) -> None:
+def test_case_registered_twice_is_an_error(registered: Callable[..., None], double: BenchmarkCase) -> None:
     registered(double, double)
     with pytest.raises(ValueError, match="twice"):
         cli.collect("toy", CPU)
 
 
-def test_baseline_must_exist_define_a_row_and_serve_one_bundle(double: Row, tmp_path: Path) -> None:
+def test_baseline_must_exist_define_a_case_and_serve_one_bundle(double: BenchmarkCase, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.py"):
         cli.attach({"toy": [double]}, tmp_path / "none.py", device=CPU)
     (tmp_path / "other.py").write_text(BASELINE.replace("def double", "def duble"))
-    with pytest.raises(ValueError, match=r"other.py: defines none of the rows double"):
+    with pytest.raises(ValueError, match=r"other.py: defines none of the cases double"):
         cli.attach({"toy": [double]}, tmp_path / "other.py", device=CPU)
     with pytest.raises(ValueError, match="one bundle"):
         cli.attach({"toy": [double], "tow": [double]}, tmp_path / "other.py", device=CPU)
@@ -135,10 +135,12 @@ def test_missing_cuda_device_is_an_error() -> None:
 
 
 @pytest.mark.gate
-def test_failed_write_leaves_the_old_record(registered: Callable[..., None], double: Row, tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_record(
+    registered: Callable[..., None], double: BenchmarkCase, tmp_path: Path
+) -> None:
     target = tmp_path / "record.json"
     target.write_text("old")
-    registered(Row(name="odd", unit="", settings=double.settings, work=float("nan")))  # type: ignore[arg-type]
+    registered(BenchmarkCase(name="odd", unit=float("nan"), variants=double.variants))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="JSON compliant"):
         benchmark("toy", json=str(target), repeats=1)
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]

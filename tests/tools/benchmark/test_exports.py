@@ -14,7 +14,7 @@ import torch
 from tests.conftest import NAMES, each_bundle
 from tests.support.exports import export_settings
 from tools import REPO
-from tools.benchmark import Row, Setting, cli
+from tools.benchmark import BenchmarkCase, Variant, cli
 from tools.benchmark.card import WAYS, card_table
 from tools.benchmark.exports import export, probabilities
 from tools.benchmark.parity import compare, snapshot
@@ -24,19 +24,19 @@ FIGURES = {"cpu_seconds": 12.34, "median": 0.5678, "peak_bytes": 3 * 2**20}
 RECORD: dict[str, Any] = {
     "device": {"type": "cpu", "name": "Abacus"},
     "threads": 1,
-    "rows": [
+    "cases": [
         {
-            "row": "export",
+            "case": "export",
             "unit": "probabilities for 1x2 values",
-            "void": "",
+            "invalid": "",
             "parity": {"onnxruntime": {"deviation": 0.00123}},
-            "settings": {"plain": FIGURES, "onnxruntime": FIGURES | {"cpu_seconds": 0.0456, "peak_bytes": None}},
+            "variants": {"eager": FIGURES, "onnxruntime": FIGURES | {"cpu_seconds": 0.0456, "peak_bytes": None}},
         }
     ],
 }
 
 
-def row(bundle: str, device: torch.device = CPU) -> Row:
+def case(bundle: str, device: torch.device = CPU) -> BenchmarkCase:
     activation = torch.sigmoid if one_channel(bundle) else probabilities
     shape = tuple(export_settings(bundle)["latency"])
     return export(REPO / "bundles" / bundle, device, shape=shape, activation=activation)
@@ -50,32 +50,35 @@ def one_channel(bundle: str) -> bool:
 
 @each_bundle
 def test_ways_agree(bundle: str) -> None:
-    found = row(bundle)
-    assert set(found.settings) == {"plain", "torchscript", "onnxruntime"}
-    answers = {name: snapshot(setting.prepare()()) for name, setting in found.settings.items()}
-    total = answers["plain"]["/probabilities"].sum(1)
+    found = case(bundle)
+    assert set(found.variants) == {"eager", "torchscript", "onnxruntime"}
+    answers = {name: snapshot(variant.prepare()()) for name, variant in found.variants.items()}
+    total = answers["eager"]["/probabilities"].sum(1)
     assert bool((total - 1).abs().max() < 1e-5) is not one_channel(bundle)
-    for name, setting in found.settings.items():
-        assert compare(answers[name], answers["plain"], atol=setting.atol, rtol=setting.rtol).agrees
+    for name, variant in found.variants.items():
+        assert compare(answers[name], answers["eager"], atol=variant.atol, rtol=variant.rtol).agrees
         assert answers[name]["/probabilities"].std() > 1e-3
 
 
 def test_a_gpu_has_further_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, gpu = NAMES[0], torch.device("cuda")
-    assert set(row(bundle, gpu).settings) == {"plain", "torchscript", "amp", "compile"}
+    assert set(case(bundle, gpu).variants) == {"eager", "torchscript", "amp", "compile"}
     module = ModuleType("torch_tensorrt")
     module.__spec__ = ModuleSpec("torch_tensorrt", None)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
-    settings = row(bundle, gpu).settings
-    assert set(settings) == {"plain", "torchscript", "amp", "compile", "tensorrt_fp32", "tensorrt_fp16"}
-    assert {name for name, setting in settings.items() if setting.dtype == torch.float16} == {"amp", "tensorrt_fp16"}
+    variants = case(bundle, gpu).variants
+    assert set(variants) == {"eager", "torchscript", "amp", "compile", "tensorrt_fp32", "tensorrt_fp16"}
 
 
-def test_rows_on_request_are_measured_where_they_are_named() -> None:
-    ways = {"plain": Setting(prepare=lambda: lambda: None)}
-    rows = {"toy": [Row(name=name, unit="", settings=ways, on_request=name == "long") for name in ("long", "short")]}
-    assert [row.name for row in cli.select(rows, [])["toy"]] == ["short"]
-    assert [row.name for row in cli.select(rows, ["long"])["toy"]] == ["long"]
+def test_cases_on_request_are_measured_where_they_are_named() -> None:
+    ways = {"eager": Variant(prepare=lambda: lambda: None)}
+    cases = {
+        "toy": [
+            BenchmarkCase(name=name, unit="", variants=ways, on_request=name == "long") for name in ("long", "short")
+        ]
+    }
+    assert [case.name for case in cli.select(cases, [])["toy"]] == ["short"]
+    assert [case.name for case in cli.select(cases, ["long"])["toy"]] == ["long"]
 
 
 def test_card_table() -> None:
@@ -93,10 +96,12 @@ def test_card_table() -> None:
     assert "| PyTorch | 568 ms | 3 MiB | |" in card_table(gpu)
 
 
-@pytest.mark.parametrize("rows", [[], [{"row": "start_up", "void": ""}], [{"row": "export", "void": "disagrees"}]])
-def test_record_without_figures_is_an_error(rows: list[Any]) -> None:
-    with pytest.raises(ValueError, match="no figures of a row `export`"):
-        card_table({**RECORD, "rows": rows})
+@pytest.mark.parametrize(
+    "cases", [[], [{"case": "start_up", "invalid": ""}], [{"case": "export", "invalid": "disagrees"}]]
+)
+def test_record_without_figures_is_an_error(cases: list[Any]) -> None:
+    with pytest.raises(ValueError, match="no figures of a case `export`"):
+        card_table({**RECORD, "cases": cases})
 
 
 @each_bundle
@@ -104,8 +109,8 @@ def test_latency_in_the_card_is_that_of_its_record(bundle: str) -> None:
     """Of this bundle's network, on one thread, with the arithmetic of the size that the benchmark registers."""
     docs = REPO / "bundles" / bundle / "docs"
     record = json.loads((docs / "results_latency.json").read_text(encoding="utf-8"))
-    (found,) = record["rows"]
-    registered = {row.name: row for row in cli.collect(bundle, CPU)[bundle]}["export"]
+    (found,) = record["cases"]
+    registered = {case.name: case for case in cli.collect(bundle, CPU)[bundle]}["export"]
     assert (found["bundle"], found["unit"], record["threads"]) == (bundle, registered.unit, 1)
-    assert set(found["settings"]) == {"plain", "torchscript", "onnxruntime"}
+    assert set(found["variants"]) == {"eager", "torchscript", "onnxruntime"}
     assert f"{card_table(record)}\n" in (docs / "details.md").read_text(encoding="utf-8")

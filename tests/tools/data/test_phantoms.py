@@ -215,8 +215,8 @@ def test_volume_file_replaces_the_old_one_and_leaves_nothing_else(tmp_path: Path
         ({"shape": (40, 40)}, "shape must be three positive numbers"),
         ({"spacing": (1, 0, 1)}, "spacing must be three positive numbers"),
         ({"cases": 0}, "cases must be at least 1, got 0"),
-        ({"domain": "shifted"}, "no option 'domain'; there are: none"),
-        ({"bundle": CARDIAC, "scanner": 2}, "no option 'scanner'; there are: domain"),
+        ({"domain": "shifted"}, "no option --domain, there are: cases, seed, shape, spacing"),
+        ({"bundle": CARDIAC, "scanner": 2}, "no option --scanner, there are: cases, domain, seed, shape, spacing"),
         ({"bundle": CARDIAC, "domain": "C"}, "domain must be one of source, shifted, got 'C'"),
     ],
 )

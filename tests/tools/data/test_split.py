@@ -13,7 +13,7 @@ def make_cases(root: Path, number: int) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize(("validation", "held_out"), [(0.2, 2), (0.25, 2), (0.5, 5), (1, 1), (3, 3), (9, 9)])
+@pytest.mark.parametrize(("validation", "held_out"), [(0.02, 1), (0.2, 2), (0.25, 2), (0.5, 5), (1, 1), (3, 3), (9, 9)])
 def test_sides_are_disjoint_and_complete(tmp_path: Path, validation: float, held_out: int) -> None:
     names = make_cases(tmp_path / "data", 10)
     content = json.loads(split(str(tmp_path / "data"), str(tmp_path / "s.json"), validation=validation).read_text())
@@ -42,15 +42,6 @@ def test_known_draw(tmp_path: Path) -> None:
     assert content["validation"] == ["case00", "case04"]
 
 
-def test_count_takes_a_part(tmp_path: Path) -> None:
-    names = make_cases(tmp_path / "data", 10)
-    content = json.loads(split(str(tmp_path / "data"), str(tmp_path / "s.json"), validation=2, count=6).read_text())
-    chosen = content["training"] + content["validation"]
-    assert (len(content["training"]), len(content["validation"])) == (4, 2)
-    assert len(set(chosen)) == 6
-    assert set(chosen) < set(names)
-
-
 def test_cases_of_a_flat_folder_are_file_names_without_endings(tmp_path: Path) -> None:
     for name in ("b.nrrd", "a.nii.gz", "c.1.nii", ".hidden"):
         (tmp_path / name).touch()
@@ -63,18 +54,12 @@ def test_sub_folders_win_over_files(tmp_path: Path) -> None:
     assert find_cases(tmp_path) == ["case00", "case01"]
 
 
-@pytest.mark.parametrize("validation", [0, 5, 6, -1, 0.05, 0.95, 1.5])
+@pytest.mark.parametrize("validation", [0, 5, 6, -1, 0.95, 1.5])
 def test_impossible_share(tmp_path: Path, validation: float) -> None:
     make_cases(tmp_path / "data", 5)
     with pytest.raises(ValueError, match=rf"data: validation.*{validation}"):
         split(str(tmp_path / "data"), str(tmp_path / "s.json"), validation=validation)
     assert not (tmp_path / "s.json").exists()
-
-
-def test_more_cases_asked_for_than_there_are(tmp_path: Path) -> None:
-    make_cases(tmp_path / "data", 5)
-    with pytest.raises(ValueError, match="6 cases asked for, the folder holds 5"):
-        split(str(tmp_path / "data"), str(tmp_path / "s.json"), count=6)
 
 
 def test_missing_and_empty_folder(tmp_path: Path) -> None:
@@ -119,16 +104,26 @@ def test_every_part_has_its_share_of_every_group(tmp_path: Path) -> None:
     assert len(draws) == 6
 
 
-def test_groups_of_a_part_of_the_cases(tmp_path: Path) -> None:
+def test_groups_without_a_test_part(tmp_path: Path) -> None:
     groups = make_patients(tmp_path / "data", "AAAAAABBBBBB")
-    path = split(
-        str(tmp_path / "data"), str(tmp_path / "s.json"), validation=2, count=6, seed=3, group="Info.cfg:Group"
-    )
+    path = split(str(tmp_path / "data"), str(tmp_path / "s.json"), validation=2, seed=3, group="Info.cfg:Group")
     content = json.loads(path.read_text())
     assert sorted(groups[case] for case in content["validation"]) == ["A", "B"]
-    assert sorted(groups[case] for case in content["training"]) == ["A", "A", "B", "B"]
     assert content["test"] == []
-    assert content["command"].endswith("--validation 2 --test 0 --seed 3 --count 6 --group Info.cfg:Group")
+    assert content["command"].endswith("--validation 2 --test 0 --seed 3 --group Info.cfg:Group")
+
+
+def test_folder_testing_is_the_test_part(tmp_path: Path) -> None:
+    make_cases(tmp_path / "data/training", 5)
+    for name in ("x", "y"):
+        (tmp_path / "data/testing" / name).mkdir(parents=True)
+    content = json.loads(split(str(tmp_path / "data"), str(tmp_path / "s.json")).read_text())
+    assert (len(content["training"]), len(content["validation"]), content["test"]) == (4, 1, ["x", "y"])
+    with pytest.raises(ValueError, match="its folder testing is the test part, test=1 cannot be drawn"):
+        split(str(tmp_path / "data"), str(tmp_path / "s.json"), test=1)
+    (tmp_path / "data/testing/case01").mkdir()
+    with pytest.raises(ValueError, match=r"case01: the case is in .*testing/case01 too"):
+        split(str(tmp_path / "data"), str(tmp_path / "s.json"))
 
 
 def test_group_that_is_not_there(tmp_path: Path) -> None:

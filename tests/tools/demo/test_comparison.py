@@ -3,11 +3,12 @@ from typing import Any
 
 import pytest
 
-from tools.demo.cli import Stage, collect, stages, write_results
+from tools.demo.cli import collect, write_results
+from tools.demo.stages import Stage, stages
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case
 
-PLACES = {"data": "D", "split": "S.json", "unseen": "U", "unseen_split": "V.json", "output": "O"}
+PLACES = {"data": "D", "split": "S.json", "held_out": "U", "held_out_split": "V.json", "output": "O"}
 COMPARED: dict[str, Any] = {
     "compare": {"plain": ["p.yaml"], "new": []},
     "stages": [
@@ -94,7 +95,7 @@ def test_compared_methods_are_ranked_by_their_mean_and_shown_side_by_side(
         "prediction": "{output}/{variant}/{set}_{case}.nii.gz",
         "maps": {"spread": "{output}/plain/{set}_{case}.nii.gz"},
     }
-    recipe = {**COMPARED, "files": files, "pictures": ["{output}/more.png"]}
+    recipe = {**COMPARED, "files": files, "figures": ["{output}/more.png"]}
     metrics = collect(recipe, places)
     assert [(row["method"], row["case"]) for row in metrics] == [(name, case) for name in scores for case in "dabc"]
     written = write_results(metrics, recipe, places=places, title="t")

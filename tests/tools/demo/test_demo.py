@@ -17,15 +17,9 @@ from monai.utils import set_determinism
 
 from tests.conftest import each_bundle, recipe
 from tools import BUNDLES, REPO
-from tools.demo.cli import (
-    Stage,
-    demo,
-    fingerprint,
-    run,
-    stages,
-    write_results,
-)
+from tools.demo.cli import demo, fingerprint, run, write_results
 from tools.demo.data import link_cases, prepare_data
+from tools.demo.stages import Stage, stages
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case
 
@@ -34,8 +28,8 @@ DEMOS = [pytest.param(folder, id=folder.name) for folder, file in RECIPES.items(
 PLACES = {
     "data": "D",
     "split": "S.json",
-    "unseen": "U",
-    "unseen_split": "V.json",
+    "held_out": "U",
+    "held_out_split": "V.json",
     "unlabelled": "L",
     "output": "O",
 }
@@ -92,6 +86,22 @@ def test_settings_of_the_user_win_and_reach_every_command_that_has_them(
     assert """ --config_file "['bundles/b/configs/a.yaml',""" in two.shown()
 
 
+@pytest.mark.parametrize("folder", DEMOS)
+@pytest.mark.parametrize("scenario", ["phantoms", "data"])
+def test_learning_rate_of_the_user_reaches_every_training(folder: Path, scenario: str) -> None:
+    recipe = recipe_of(folder)
+    plan = stages(recipe, folder, places=PLACES, scenario=recipe[scenario], overrides={"learning_rate": 0.125})
+    trainings = [stage for stage in plan if stage.command[4] == "training"]
+    assert trainings
+    for stage in trainings:
+        files = yaml.safe_load(option(stage, "config_file"))
+        parser = ConfigParser()
+        parser.read_config([str(REPO / file) for file in ([files] if isinstance(files, str) else files)])
+        pairs = zip(stage.command[7::2], stage.command[8::2], strict=True)
+        parser.update({name.removeprefix("--"): yaml.safe_load(value) for name, value in pairs})
+        assert parser.get_parsed_content("optimizer::lr") == 0.125, stage.title
+
+
 def test_stage_is_left_out_where_the_settings_say_so() -> None:
     folder = next(folder for folder in BUNDLES if folder.name == "vnet_atrial_mri")
     recipe = recipe_of(folder)
@@ -117,7 +127,7 @@ def test_failure_names_the_stage_and_its_command_and_stops(tmp_path: Path) -> No
     assert not late.exists()
 
 
-def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_anew(tmp_path: Path) -> None:
+def test_interrupted_plan_continues_and_a_finished_or_changed_one_starts_again(tmp_path: Path) -> None:
     trace, gate, progress = tmp_path / "trace", tmp_path / "gate", tmp_path / "progress.json"
 
     def write(letter: str) -> Stage:
@@ -175,7 +185,7 @@ def test_a_demo_that_died_while_it_drew_goes_on_with_that(tmp_path: Path, monkey
     assert trace.read_text() == "trainedtrained"
 
 
-def test_training_states_are_set_aside_where_a_plan_starts_anew(tmp_path: Path) -> None:
+def test_training_states_are_set_aside_where_a_plan_starts_again(tmp_path: Path) -> None:
     """Of the plan's own folders of weights alone: another training may lie beside them."""
     state, other = (tmp_path / folder / "training_state.pt" for folder in ("models", "models/mine"))
     other.parent.mkdir(parents=True)
@@ -229,15 +239,15 @@ def test_links_hold_the_chosen_cases_only(tmp_path: Path) -> None:
     assert (source / "a/scan").is_file()
 
 
-def test_own_data_are_divided_and_the_held_out_cases_are_the_unseen_ones(tmp_path: Path) -> None:
+def test_own_data_are_divided_and_the_validation_cases_are_held_out(tmp_path: Path) -> None:
     for name in "abcdefghij":
         (tmp_path / "data" / name).mkdir(parents=True)
     places = prepare_data("any", {}, data=str(tmp_path / "data"), output=tmp_path / "out")
     chosen = json.loads(Path(places["split"]).read_text())
-    unseen = json.loads(Path(places["unseen_split"]).read_text())
+    held_out = json.loads(Path(places["held_out_split"]).read_text())
     assert len(chosen["training"]) == 8
-    assert unseen == {"training": [], "validation": chosen["validation"]}
-    assert sorted(path.name for path in Path(places["unseen"]).iterdir()) == chosen["validation"]
+    assert held_out == {"training": [], "validation": chosen["validation"]}
+    assert sorted(path.name for path in Path(places["held_out"]).iterdir()) == chosen["validation"]
 
 
 def test_labels_of_a_share_of_the_training_cases_are_hidden(tmp_path: Path) -> None:
@@ -272,12 +282,12 @@ def test_results_show_the_median_and_the_worst_case(tmp_path: Path, monkeypatch:
     source.parent.mkdir()
     source.write_text("case,dice\na,0.9\nb,0.2\nc,0.5\n")
     places = {**PLACES, "output": str(tmp_path)}
-    results, picture = write_results(read_metrics(source), recipe, places=places, title="t")
+    results, figure = write_results(read_metrics(source), recipe, places=places, title="t")
     assert [case.name for case in shown] == ["median case, c", "worst case, b"]
     assert shown[1][1:3] == (tmp_path / "b/scan.nrrd", tmp_path / "b/mask.nii.gz")
     assert shown[1].predictions == {"prediction": tmp_path / "b/found.nii.gz"}
     assert results.read_text() == source.read_text()
-    assert picture == tmp_path / "overview.png"
+    assert figure == tmp_path / "overview.png"
     (tmp_path / "b/found.nii.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"b/found\.\*"):
         write_results(read_metrics(source), recipe, places=places, title="t")
@@ -293,11 +303,11 @@ def test_further_test_sets_are_phantoms_too(tmp_path: Path, monkeypatch: pytest.
         return Path(output)
 
     monkeypatch.setattr("tools.demo.data.phantoms", make)
-    sizes = {"training": {"seed": 1}, "unseen": {"seed": 2}, "validation": 1, "test_sets": {"B": {"domain": "b"}}}
+    sizes = {"training": {"seed": 1}, "held_out": {"seed": 2}, "validation": 1, "test_sets": {"B": {"domain": "b"}}}
     prepare_data("any", {"phantoms": sizes}, data=None, output=tmp_path)
     assert made == {
         "phantoms/training": {"seed": 1},
-        "phantoms/unseen": {"seed": 2},
+        "phantoms/held_out": {"seed": 2},
         "phantoms/B": {"domain": "b"},
     }
 
@@ -312,8 +322,8 @@ def small_demo(bundle: str) -> dict[str, Any]:
     content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
     sizes = {**known["phantoms"], "cases": 5}
     phantoms = content["phantoms"]
-    phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "unseen": {**sizes, "seed": 2}}
-    for options in (phantoms["unseen"], *phantoms.get("test_sets", {}).values()):
+    phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "held_out": {**sizes, "seed": 2}}
+    for options in (phantoms["held_out"], *phantoms.get("test_sets", {}).values()):
         options |= {**sizes, "cases": 2}
     for name, settings in phantoms["stages"].items():
         phantoms["stages"][name] = {key: value for key, value in settings.items() if "{output}" in str(value)}
@@ -337,7 +347,7 @@ def small_demo(bundle: str) -> dict[str, Any]:
 @pytest.mark.gate
 @each_bundle
 def test_small_demo(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage finds what those before it left; table, pictures, trained bundle and study folder are there."""
+    """Every stage finds what those before it left; table, figures, trained bundle and study folder are there."""
     folder, content, run_command = REPO / "bundles" / bundle, small_demo(bundle), subprocess.run
 
     def in_this_process(command: list[str], **options: Any) -> Any:
@@ -360,17 +370,17 @@ def test_small_demo(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("folder", DEMOS)
-def test_demo_on_phantoms_keeps_what_its_recipe_promises(folder: Path, tmp_path: Path) -> None:
+def test_demo_on_phantoms_reaches_what_its_recipe_expects(folder: Path, tmp_path: Path) -> None:
     before = os.times()
     command = [sys.executable, "-m", "tools", "demo", folder.name, "--output", str(tmp_path)]
     subprocess.run(command, cwd=REPO, check=True)
     spent = os.times()
-    promise = recipe_of(folder)["phantoms"]["promise"]
+    expected = recipe_of(folder)["phantoms"]["expected"]
     scores: dict[str, list[float]] = {}
     for row in read_metrics(tmp_path / "metrics.csv"):
         if row.get("set", "clean") == "clean":
             scores.setdefault(row.get("method", ""), []).append(float(row["dice"]))
-    assert min(map(np.mean, scores.values())) >= promise["dice"]
+    assert min(map(np.mean, scores.values())) >= expected["dice"]
     assert imread(tmp_path / "overview.png").shape[1] > 1000
     busy = spent.children_user - before.children_user + spent.children_system - before.children_system
-    assert busy <= 2 * 60 * promise["minutes"], "of two cores"
+    assert busy <= 2 * 60 * expected["minutes"], "of two cores"

@@ -1,4 +1,4 @@
-"""What a demo leaves for further use: the trained bundle, and unseen scans as a study folder."""
+"""What a demo leaves for further use: the trained bundle, and held-out scans as a study folder."""
 
 from __future__ import annotations
 

@@ -105,24 +105,25 @@ def test_bundles_without_weights_are_named(
         prepare(str(tmp_path / "app"))
 
 
-def test_errors(tmp_path: Path) -> None:
+def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.label.ENVIRONMENT", tmp_path)
     with pytest.raises(ValueError, match=r"nothing: no bundle, .*metadata.json does not exist"):
         prepare(str(tmp_path / "app"), bundles=["nothing"])
     with pytest.raises(ValueError, match=r"toy/models/model.pt: there are no such weights"):
         prepare(str(tmp_path / "app"), bundles=[str(make_bundle(tmp_path))])
     assert not (tmp_path / "app").exists()
     with pytest.raises(ValueError, match=r"bin/python: MONAI Label is not installed there, run `make label`"):
-        label(str(tmp_path), environment=str(tmp_path))
-    with pytest.raises(ValueError, match="no option --bundels; see --help, further settings are skip_trainers, "):
+        label(str(tmp_path))
+    with pytest.raises(ValueError, match="there is no option --bundels, did you mean bundles"):
         label(str(tmp_path), bundels="toy")
-    with pytest.raises(ValueError, match="studies 2024 was read as int, quote it: \"'2024'\""):
+    with pytest.raises(ValueError, match="data 2024 was read as int, quote it: \"'2024'\""):
         label(2024)  # type: ignore[arg-type]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").touch()
     with pytest.raises(ValueError, match="name 5 was read as int, quote it"):
-        label(str(tmp_path), environment=str(tmp_path), bundles=("toy", 5))  # type: ignore[arg-type]
+        label(str(tmp_path), bundles=("toy", 5))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="absent: is no folder of scans and no http address"):
-        label(str(tmp_path / "absent"), environment=str(tmp_path))
+        label(str(tmp_path / "absent"))
 
 
 def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,12 +135,13 @@ def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
         started.update(token=environment["LABEL_TOKEN"])
 
     monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr("tools.label.ENVIRONMENT", tmp_path)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").touch()
     bundles = [make_bundle(tmp_path, name, weights=("model.pt",)) for name in ("a", "b")]
     app = str(tmp_path / "app")
     chosen: dict[str, Any] = {"bundles": ",".join(map(str, bundles)), "origins": "http://viewer:3000"}
-    label(str(tmp_path), app=app, environment=str(tmp_path), skip_trainers=True, **chosen)
+    label(str(tmp_path), output=app, skip_trainers=True, **chosen)
     python = str(tmp_path / "bin/python")
     assert started["path"] == python
     assert started["first"] == str(tmp_path / "bin")
@@ -151,10 +153,10 @@ def test_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     ]
     assert started["token"] == ""
     assert "WARNING" not in caplog.text
-    label(str(tmp_path), app=app, environment=str(tmp_path), host="0.0.0.0", **chosen)
+    label(str(tmp_path), output=app, host="0.0.0.0", **chosen)
     assert "WARNING: whoever reaches 0.0.0.0:8000 sees all scans and changes labels: give --token" in caplog.text
     caplog.clear()
-    label(str(tmp_path), app=app, environment=str(tmp_path), host="0.0.0.0", token="secret-token", **chosen)
+    label(str(tmp_path), output=app, host="0.0.0.0", token="secret-token", **chosen)
     assert started["token"] == "secret-token"
     assert "secret-token" not in started["words"]
     assert "WARNING" not in caplog.text

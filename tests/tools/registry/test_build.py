@@ -15,6 +15,7 @@ from tests.support.registry_servers import serving_folder
 from tools import BUNDLES
 from tools.__main__ import main
 from tools.registry.build import build
+from tools.registry.pack import pack
 from tools.registry.verify import problems, verify
 
 
@@ -62,25 +63,25 @@ def test_all_that_is_missing_is_named_before_anything_is_written(
     without = [Path(shutil.copytree(path, tmp_path / path.name, ignore=ignored)) for path in BUNDLES]
     monkeypatch.setattr(sys.modules["tools.registry.build"], "BUNDLES", without)
     with pytest.raises(ValueError, match="nothing is built") as error:
-        build(str(tmp_path / "dist"))
-    reason = "models/model.pt does not exist; train it, or give --allow_missing_weights"
+        build(output=str(tmp_path / "dist"))
+    reason = "models/model.pt does not exist; train, convert or download it"
     assert str(error.value).splitlines()[1:] == [f"  {bundle.name}: {reason}" for bundle in BUNDLES]
     folder = toy_bundle(tmp_path, changelog={"0.0.9": "older"})
     (folder / "models/model.pt").unlink()
     with pytest.raises(ValueError, match=r"toy: models/model.pt does not exist.*\n  toy: .* no entry 0.1.0"):
-        build(str(tmp_path / "dist"), bundles=str(folder))
+        build(output=str(tmp_path / "dist"), bundles=str(folder))
     with pytest.raises(ValueError, match=r"toy: the version in configs/metadata.json must be three digits, it is None"):
-        build(str(tmp_path / "dist"), bundles=str(toy_bundle(tmp_path / "b", version=None)))  # type: ignore[arg-type]
+        build(output=str(tmp_path / "dist"), bundles=str(toy_bundle(tmp_path / "b", version=None)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nobody: no bundle"):
-        build(str(tmp_path / "dist"), bundles=f"{folder},nobody")
+        build(output=str(tmp_path / "dist"), bundles=f"{folder},nobody")
     assert not (tmp_path / "dist").exists()
 
 
-def test_without_weights_if_asked_for_but_not_verified(tmp_path: Path) -> None:
+def test_release_without_weights_is_not_verified(tmp_path: Path) -> None:
     folder = toy_bundle(tmp_path)
     (folder / "models/model.pt").unlink()
-    dist = build(str(tmp_path / "dist"), bundles=str(folder), allow_missing_weights=True)
-    assert problems(str(dist)) == {"toy_v0.1.0": ["models/model.pt is missing"]}
+    pack(str(folder), str(tmp_path / "dist"))
+    assert problems(str(tmp_path / "dist")) == {"toy_v0.1.0": ["models/model.pt is missing"]}
 
 
 @pytest.mark.gate
@@ -90,7 +91,7 @@ def test_good_and_unfit_releases(
     """The network is built in a process of its own; only that of the second version has other weights."""
     folder = toy_bundle(tmp_path, "0.2.0")
     torch.save(torch.nn.Conv3d(1, 3, 1).state_dict(), folder / "models/model.pt")
-    build(str(dist), bundles=str(folder), url="https://host")
+    build(output=str(dist), bundles=str(folder), url="https://host")
     with serving_folder(dist) as address:
         assert run(monkeypatch, "verify", address) == 1
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("toy_v")]
@@ -107,7 +108,7 @@ def test_network_that_does_not_keep_to_its_metadata(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["network_data_format"]["outputs"]["pred"]["num_channels"] = 5
     path.write_text(json.dumps(content))
-    dist = build(str(tmp_path / "dist"), bundles=str(track(folder)))
+    dist = build(output=str(tmp_path / "dist"), bundles=str(track(folder)))
     (reason,) = problems(str(dist))["toy_v0.1.0"]
     assert reason == "its network cannot be used: ValueError: output channel number `2` doesn't match: `5`."
 
@@ -133,7 +134,7 @@ def test_every_problem_of_a_release_is_listed(dist: Path) -> None:
 
 
 def test_one_bad_release_does_not_hide_the_others(dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build(str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
+    build(output=str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
     rewrite(dist, lambda members: {**members, "toy/configs/metadata.json": b'{"version": "0.1.0", "changelog": null}'})
 
     def network(folder: Path) -> list[str]:
@@ -191,6 +192,6 @@ def test_command_line(dist: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
     shown = "".join(capfd.readouterr())
     assert all(f"     {verb}\n" in shown for verb in ("build", "fetch", "publish", "verify"))
     assert "cannot be read" in str(run(monkeypatch, "verify", str(dist / "nowhere")))
-    assert "no bundle" in str(run(monkeypatch, "build", "--out", str(dist), "--bundles", "a,b"))
-    assert run(monkeypatch, "fetch", "toy", "--source", str(dist), "--bundle_dir", str(dist / "home")) == 0
+    assert "no bundle" in str(run(monkeypatch, "build", "--output", str(dist), "--bundles", "a,b"))
+    assert run(monkeypatch, "fetch", "toy", "--registry", str(dist), "--output", str(dist / "home")) == 0
     assert (dist / "home/toy/LICENSE").is_file()

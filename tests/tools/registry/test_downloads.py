@@ -20,7 +20,7 @@ from tests.support.registry_hub import Hub
 from tests.support.registry_servers import Service, serving, serving_folder
 from tools import REPO
 from tools.registry.build import build
-from tools.registry.http_log import Wire
+from tools.registry.http_log import HttpLog
 from tools.registry.index import read_index
 from tools.registry.to_github import publish_release
 from tools.registry.to_hub import publish_repositories
@@ -49,7 +49,7 @@ def dist(weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 os.link(weights(bundle) / name, folder / "models" / name)
     track(parent / "source" / NAMES[0])
     folders = [str(parent / "source" / bundle) for bundle in NAMES]
-    return build(str(parent / "dist"), bundles=folders)
+    return build(output=str(parent / "dist"), bundles=folders)
 
 
 def assert_loads(bundle: str, home: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_from_github(
             tag="v1",
             target=None,
             token=Service.token,
-            wire=Wire(dry_run=False),
+            log=HttpLog(dry_run=False),
         )
         direct_monai(service, monkeypatch)
         listed = monai.bundle.get_all_bundles_list(repo="owner/repo", tag="v1")
@@ -121,8 +121,8 @@ def test_from_the_hub(
     with serving(Hub(tmp_path / "contents")) as service:
         monkeypatch.setenv("HF_ENDPOINT", service.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-        token, wire = Service.token, Wire(dry_run=False)
-        publish_repositories(dist, read_index(str(dist)), owner="owner", private=False, token=token, wire=wire)
+        token, log = Service.token, HttpLog(dry_run=False)
+        publish_repositories(dist, read_index(str(dist)), owner="owner", token=token, log=log)
         subprocess.run([sys.executable, "-c", FROM_HUB, str(home), *NAMES], check=True, cwd=tmp_path, timeout=600)
     for bundle in NAMES:
         assert_loads(bundle, home, weights(bundle), monkeypatch)

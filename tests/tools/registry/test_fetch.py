@@ -170,7 +170,7 @@ def plain(address: str, home: Path) -> object:
 @pytest.mark.parametrize("from_folder", [False, True])
 def test_fetches(from_folder: bool, dist: Path, address: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(dist) if from_folder else f"{address}/"
-    folder = fetch("toy", source=source, bundle_dir=str(home))
+    folder = fetch("toy", registry=source, output=str(home))
     assert [path.name for path in home.iterdir()] == ["toy"]
     monkeypatch.syspath_prepend(str(folder))
     network = monai.bundle.load(name="toy", bundle_dir=str(home), workflow_type="inference", device="cpu")
@@ -181,10 +181,10 @@ def test_fetches(from_folder: bool, dist: Path, address: str, home: Path, monkey
 def test_refused_and_nothing_left(kind: str, dist: Path, address: str, home: Path) -> None:
     BAD[kind].make(dist)
     with pytest.raises(ValueError, match=BAD[kind].refusal):
-        fetch("toy", source=address, bundle_dir=str(home))
+        fetch("toy", registry=address, output=str(home))
     assert list(home.iterdir()) == []
     with pytest.raises(ValueError, match=BAD[kind].refusal):
-        fetch("toy", source=address, bundle_dir=str(home / "made/for/it"))
+        fetch("toy", registry=address, output=str(home / "made/for/it"))
     assert list(home.iterdir()) == []
     (reason,) = problems(str(dist))["toy_v0.1.0"]
     with pytest.raises(ValueError, match=BAD[kind].refusal):
@@ -218,7 +218,7 @@ def test_plain_monai_does_not_recover_from_a_truncated_zip(dist: Path, address: 
     (dist / "toy_v0.1.0.zip").write_bytes(good)
     with pytest.raises(zipfile.BadZipFile):
         plain(address, home)
-    assert fetch("toy", source=address, bundle_dir=str(home)) == home / "toy"
+    assert fetch("toy", registry=address, output=str(home)) == home / "toy"
 
 
 def test_weights_run_no_code(dist: Path, address: str, home: Path, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_weights_run_no_code(dist: Path, address: str, home: Path, tmp_path: Pat
     marker.unlink()
     rewrite(dist, with_weights(Runs(marker)))
     with pytest.raises(ValueError, match=r"models/model.pt is no plain state dict"):
-        fetch("toy", source=address, bundle_dir=str(home))
+        fetch("toy", registry=address, output=str(home))
     assert "models/model.pt is no plain state dict" in problems(str(dist))["toy_v0.1.0"][0]
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         plain(address, home)
@@ -237,37 +237,37 @@ def test_weights_run_no_code(dist: Path, address: str, home: Path, tmp_path: Pat
 
 
 def test_versions(dist: Path, address: str, home: Path, tmp_path: Path) -> None:
-    build(str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
+    build(output=str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
     with pytest.raises(ValueError, match=r"no version 0.3.0 of toy, there are 0.1.0, 0.2.0"):
-        fetch("toy", source=address, bundle_dir=str(home), version="0.3.0")
+        fetch("toy", registry=address, output=str(home), version="0.3.0")
     with pytest.raises(ValueError, match="no bundle nobody, there are toy"):
-        fetch("nobody", source=address, bundle_dir=str(home))
+        fetch("nobody", registry=address, output=str(home))
     with pytest.raises(HTTPError, match="404"):
         monai.bundle.download(name="toy", bundle_dir=str(home), url=f"{address}/toy_v0.3.0.zip", progress=False)
     assert list(home.iterdir()) == []
-    fetch("toy", source=address, bundle_dir=str(home))
+    fetch("toy", registry=address, output=str(home))
     assert json.loads((home / "toy/configs/metadata.json").read_text())["version"] == "0.2.0"
     (home / "toy/mine.txt").write_text("kept")
     with pytest.raises(ValueError, match=r"toy: there already, in version 0.2.0; remove it to get 0.1.0"):
-        fetch("toy", source=address, bundle_dir=str(home), version="0.1.0")
-    fetch("toy", source=address, bundle_dir=str(home), version="0.2.0")
+        fetch("toy", registry=address, output=str(home), version="0.1.0")
+    fetch("toy", registry=address, output=str(home), version="0.2.0")
     assert (home / "toy/mine.txt").read_text() == "kept"
     (home / "toy/LICENSE").write_text("another")
     with pytest.raises(ValueError, match=r"toy: there already, with another LICENSE; remove it to get the release"):
-        fetch("toy", source=address, bundle_dir=str(home), version="0.2.0")
+        fetch("toy", registry=address, output=str(home), version="0.2.0")
     assert (home / "toy/LICENSE").read_text() == "another"
     (home / "toy/configs/metadata.json").unlink()
     with pytest.raises(ValueError, match="toy: there already, in version unknown"):
-        fetch("toy", source=address, bundle_dir=str(home))
+        fetch("toy", registry=address, output=str(home))
 
 
 def test_server_that_breaks_off(dist: Path, address: str, home: Path) -> None:
     (dist / "toy_v0.1.0.zip").unlink()
     with pytest.raises(ValueError, match="cannot be downloaded, HTTP Error 404"):
-        fetch("toy", source=address, bundle_dir=str(home))
+        fetch("toy", registry=address, output=str(home))
     (dist / "toy_v0.1.0.zip.sha256").unlink()
     with pytest.raises(ValueError, match=r"toy_v0.1.0.zip.sha256: cannot be read, HTTP Error 404"):
-        fetch("toy", source=address, bundle_dir=str(home))
+        fetch("toy", registry=address, output=str(home))
     assert list(home.iterdir()) == []
 
 
@@ -295,7 +295,7 @@ def test_names_that_are_not_one_file_everywhere(kind: str, dist: Path, home: Pat
 
     rewrite(dist, add)
     with pytest.raises(ValueError, match=re.escape(reason)):
-        fetch("toy", source=str(dist), bundle_dir=str(home))
+        fetch("toy", registry=str(dist), output=str(home))
     assert list(home.iterdir()) == []
 
 
@@ -310,7 +310,7 @@ def test_members_that_share_their_bytes(dist: Path, home: Path) -> None:
         archive.writestr("toy/docs/new.md", "")
     resign(dist)
     with pytest.raises(ValueError, match=r"toy/models/0.pt: overlaps the member before it"):
-        fetch("toy", source=str(dist), bundle_dir=str(home))
+        fetch("toy", registry=str(dist), output=str(home))
     assert list(home.iterdir()) == []
 
 
@@ -383,7 +383,7 @@ def test_servers_that_send_badly(kind: str, home: Path, monkeypatch: pytest.Monk
     start = time.monotonic()
     try:
         with pytest.raises(ValueError, match=f"model_info.json: cannot be read, .*({reason})"):
-            fetch("toy", source=f"http://127.0.0.1:{server.server_port}", bundle_dir=str(home))
+            fetch("toy", registry=f"http://127.0.0.1:{server.server_port}", output=str(home))
     finally:
         server.shutdown()
         server.server_close()
@@ -397,5 +397,5 @@ def test_what_a_killed_call_left_is_removed_unless_it_is_held(dist: Path, home: 
         (folder / "unpacked").mkdir(parents=True)
         (folder / "lock").touch()
     with FileLock(held / "lock"):
-        fetch("toy", source=str(dist), bundle_dir=str(home))
+        fetch("toy", registry=str(dist), output=str(home))
     assert {path.name for path in home.iterdir()} == {"toy", held.name}

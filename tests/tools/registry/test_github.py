@@ -77,7 +77,7 @@ def test_published_release_is_downloaded_by_monai(
         monai.bundle.download(name="toy", bundle_dir=str(home), progress=False, **where)
         assert (home / "toy/models/model.pt").read_bytes()
     source = f"{github.address}/owner/repo/releases/download/v1"
-    fetched = fetch("toy", source=source, bundle_dir=str(tmp_path / "safe")) / "models/model.pt"
+    fetched = fetch("toy", registry=source, output=str(tmp_path / "safe")) / "models/model.pt"
     assert fetched.read_bytes() == (tmp_path / "homeNone/toy/models/model.pt").read_bytes()
     rows = json.loads((github.folder / "model_info.json").read_text())
     assert rows["toy_v0.1.0"]["source"] == f"{github.address}/owner/repo/releases/download/v1/toy_v0.1.0.zip"
@@ -107,11 +107,11 @@ def test_again_changes_nothing(dist: Path, github: GitHub, tmp_path: Path) -> No
 
 def test_published_release_is_not_added_to(dist: Path, github: GitHub, tmp_path: Path) -> None:
     upload(dist)
-    build(str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
+    build(output=str(dist), bundles=str(toy_bundle(tmp_path, "0.2.0")))
     before = github.changes()
     with pytest.raises(ValueError, match="has several versions of toy, a tag holds one of each bundle"):
         upload(dist)
-    following = build(str(tmp_path / "following"), bundles=str(tmp_path / "toy"))
+    following = build(output=str(tmp_path / "following"), bundles=str(tmp_path / "toy"))
     with pytest.raises(ValueError, match=r"release v1 exists and holds another model_info.json"):
         upload(following)
     assert github.changes() == before
@@ -157,7 +157,7 @@ def test_draft_of_somebody_else(change: dict[str, Any], dist: Path, github: GitH
 
 
 def test_what_a_demo_left_is_not_published(dist: Path, github: GitHub, tmp_path: Path) -> None:
-    build(str(dist), bundles=str(toy_bundle(tmp_path, "0.0.0")))
+    build(output=str(dist), bundles=str(toy_bundle(tmp_path, "0.0.0")))
     with pytest.raises(ValueError, match=r"toy in version 0.0.0 was trained by a demo, it is no release"):
         upload(dist)
     assert github.log == []
@@ -213,7 +213,6 @@ def test_refusals_of_the_service(
         ({"tag": None}, "--tag must be given"),
         ({"tag": 1.0}, "tag 1.0 was read as float, quote it: \"'1.0'\""),
         ({"target": 1234567}, "target 1234567 was read as int, quote it"),
-        ({"private": True}, "--private does not go with --github"),
     ],
 )
 def test_arguments(options: dict[str, Any], reason: str, dist: Path, github: GitHub) -> None:

@@ -80,12 +80,11 @@ def test_published_repository(dist: Path, hub: Hub, tmp_path: Path, capsys: pyte
 
 
 def test_next_version_replaces_the_files_and_moves_the_latest_tag(dist: Path, hub: Hub, tmp_path: Path) -> None:
-    upload(dist, private=True)
-    assert hub.private[REPO]
+    upload(dist)
     folder = toy_bundle(tmp_path, "0.2.0")
     (folder / "configs/train.yaml").rename(folder / "configs/inference.yaml")  # git still lists the old name
     (folder / "configs/train.yaml").write_text("a: 1\n")
-    build(str(tmp_path / "next"), bundles=str(folder))
+    build(output=str(tmp_path / "next"), bundles=str(folder))
     hub.repos[REPO][-1]["old.txt"] = hub.repos[REPO][-1]["LICENSE"]
     upload(tmp_path / "next")
     assert hub.tags[REPO] == {"0.1.0": 1, "0.2.0": 2, "latest_version": 2}
@@ -94,12 +93,12 @@ def test_next_version_replaces_the_files_and_moves_the_latest_tag(dist: Path, hu
 
 
 def test_older_version_leaves_the_latest_tag(dist: Path, hub: Hub, tmp_path: Path) -> None:
-    build(str(tmp_path / "next"), bundles=str(toy_bundle(tmp_path, "0.2.0")))
+    build(output=str(tmp_path / "next"), bundles=str(toy_bundle(tmp_path, "0.2.0")))
     upload(tmp_path / "next")
     hub.tags[REPO]["experiment"] = 1  # of somebody else, later in the alphabet
     upload(dist)
     assert hub.tags[REPO] == {"0.2.0": 1, "latest_version": 1, "0.1.0": 2, "experiment": 1}
-    build(str(tmp_path / "third"), bundles=str(toy_bundle(tmp_path / "c", "0.3.0")))
+    build(output=str(tmp_path / "third"), bundles=str(toy_bundle(tmp_path / "c", "0.3.0")))
     upload(tmp_path / "third")
     assert hub.tags[REPO]["latest_version"] == 3
 
@@ -112,7 +111,7 @@ def test_again_changes_nothing(dist: Path, hub: Hub, tmp_path: Path) -> None:
     folder = toy_bundle(tmp_path)
     (folder / "LICENSE").write_text("another")
     torch.save(torch.nn.Conv3d(1, 2, 1).state_dict(), folder / "models/model.pt")
-    build(str(tmp_path / "other"), bundles=str(folder))
+    build(output=str(tmp_path / "other"), bundles=str(folder))
     with pytest.raises(ValueError, match=r"version 0.1.0 exists with another LICENSE, models/model.pt; nothing is"):
         upload(tmp_path / "other")
     assert hub.changes()[count:] == []

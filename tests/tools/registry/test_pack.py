@@ -17,7 +17,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from tools import BUNDLES, REPO
-from tools.registry.pack import json_twin, pack, release_files
+from tools.registry.pack import json_copy, pack, release_files
 from tools.registry.pages import links_from_root
 
 INFERENCE = """
@@ -177,11 +177,11 @@ def test_monai_downloads_and_loads_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_twin_reads_as_the_yaml(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(INFERENCE, encoding="utf-8")
-    (tmp_path / "a.json").write_text(json_twin(tmp_path / "a.yaml"), encoding="utf-8")
-    yaml, twin = (ConfigParser.load_config_file(tmp_path / name) for name in ("a.yaml", "a.json"))
-    assert yaml == twin
-    assert twin["lr"] == 1e-4
-    assert twin["again"] == [0.1, 2, True, None, "é", "1"]
+    (tmp_path / "a.json").write_text(json_copy(tmp_path / "a.yaml"), encoding="utf-8")
+    yaml, copy = (ConfigParser.load_config_file(tmp_path / name) for name in ("a.yaml", "a.json"))
+    assert yaml == copy
+    assert copy["lr"] == 1e-4
+    assert copy["again"] == [0.1, 2, True, None, "é", "1"]
 
 
 @pytest.mark.parametrize(
@@ -199,13 +199,13 @@ def test_twin_reads_as_the_yaml(tmp_path: Path) -> None:
 def test_what_json_cannot_say_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "train.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"train.yaml: cannot be written as JSON\n  {reason}"):
-        json_twin(tmp_path / "train.yaml")
+        json_copy(tmp_path / "train.yaml")
 
 
 @pytest.mark.parametrize("text", ["'5'", "1e", "v1.0", "$1e-4", "e-4", "1.0e-4 mm"])
 def test_other_text_is_kept(tmp_path: Path, text: str) -> None:
     (tmp_path / "train.yaml").write_text(f"a: {text}")
-    assert json.loads(json_twin(tmp_path / "train.yaml")) == {"a": text.strip("'")}
+    assert json.loads(json_copy(tmp_path / "train.yaml")) == {"a": text.strip("'")}
 
 
 def test_two_sources_of_a_twin_are_refused(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_two_sources_of_a_twin_are_refused(tmp_path: Path) -> None:
 
 
 def test_bundles_without_git_are_packed_by_their_layout(tmp_path: Path) -> None:
-    """As one that was downloaded: with its twins, among files that came later."""
+    """As one that was downloaded: with its copies, among files that came later."""
     folder = make_bundle(tmp_path / "a")
     pack(str(folder), str(tmp_path / "dist"))
     with zipfile.ZipFile(tmp_path / "dist/toy_v0.1.0.zip") as archive:
@@ -227,7 +227,7 @@ def test_bundles_without_git_are_packed_by_their_layout(tmp_path: Path) -> None:
     (folder / "patient.csv").write_text("private")
     (folder / "eval").mkdir()
     (folder / "eval/case.csv").write_text("private")
-    (folder / "configs/train.yaml").write_text("a: 2")  # its twin is old now
+    (folder / "configs/train.yaml").write_text("a: 2")  # its copy is old now
     pack(str(folder), str(tmp_path / "again"))
     with zipfile.ZipFile(tmp_path / "again/toy_v0.1.0.zip") as archive:
         assert archive.namelist() == names
@@ -286,8 +286,8 @@ def test_bundles_pack(bundle: Path, tmp_path: Path) -> None:
     folder = track(Path(shutil.copytree(bundle, tmp_path / bundle.name, ignore=ignore)))
     files = release_files(folder)
     for name in (name for name in files if name.endswith(".yaml") and name.startswith("configs/")):
-        twin = json.loads(files[name.replace(".yaml", ".json")])
-        assert twin == ConfigParser.load_config_file(bundle / name)
+        copy = json.loads(files[name.replace(".yaml", ".json")])
+        assert copy == ConfigParser.load_config_file(bundle / name)
     assert {"LICENSE", "configs/train.json", "configs/inference.json", "docs/README.md"} <= files.keys()
     texts = {name: content.decode() for name, content in files.items() if name.endswith(".md")}
     for name, text in texts.items():

@@ -65,7 +65,7 @@ def test_pictures_are_there(page: Any) -> None:
 
 
 def test_curve_goes_through_its_values(page: Any) -> None:
-    """Marks lie where the ticks of the axes say, and inside the picture."""
+    """Marks lie where the ticks of the axes say, and inside the figure."""
     script = """
       const svg = document.querySelector('g[data-tag="val_dice"]').ownerSVGElement;
       const at = (parent, query) => [...parent.querySelectorAll(query)];
@@ -111,7 +111,7 @@ def test_settings_are_searched(page: Any) -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
 def test_fits_the_window(page: Any, width: int, scheme: str, tmp_path: Path) -> None:
-    """Nothing sticks out sideways, and text stands out from the paper; the picture is kept."""
+    """Nothing sticks out sideways, and text stands out from the paper; the figure is kept."""
     page.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     )

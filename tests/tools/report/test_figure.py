@@ -58,11 +58,11 @@ def test_picture_has_the_expected_size_and_columns(tmp_path: Path) -> None:
 
 def test_only_the_prediction_column_and_its_dice_follow_the_prediction(tmp_path: Path) -> None:
     """Both predictions lie inside the reference, so that the field shown is the same."""
-    pictures = [
+    figures = [
         imread(overview([make_case(tmp_path / "case", block((10, 10, 4), high))], tmp_path / f"{high[0]}.png"))
         for high in ((20, 20, 8), (15, 20, 8))
     ]
-    changed = (pictures[0] != pictures[1]).any(-1)
+    changed = (figures[0] != figures[1]).any(-1)
     heading = round(2 * HEADING * DPI)
     third = changed.shape[1] // 3
     assert changed[heading:, 2 * third + 20 :].any()
@@ -73,10 +73,10 @@ def test_only_the_prediction_column_and_its_dice_follow_the_prediction(tmp_path:
 def test_every_label_has_its_colour(tmp_path: Path) -> None:
     reference = block((10, 10, 4), (20, 20, 8)) + block((22, 10, 4), (30, 20, 8), 2)
     without = reference * (reference == 1)
-    pictures = [
+    figures = [
         imread(overview([make_case(tmp_path / "case", p, reference)], tmp_path / "p.png")) for p in (reference, without)
     ]
-    panels = [p[round(2 * HEADING * DPI) :, p.shape[1] * 2 // 3 :] for p in pictures]
+    panels = [p[round(2 * HEADING * DPI) :, p.shape[1] * 2 // 3 :] for p in figures]
     amber = [np.count_nonzero(p[..., 0] - p[..., 2] > 0.4) for p in panels]
     assert amber[0] > 100
     assert amber[1] == 0
@@ -175,14 +175,14 @@ def test_oblique_stack_stays_as_stored(tmp_path: Path) -> None:
 def test_every_prediction_has_its_column_and_scores(tmp_path: Path) -> None:
     """A change of the second prediction changes the fourth column and what stands above it, and nothing else."""
     full, part = block((10, 10, 4), (20, 20, 8)), block((10, 10, 4), (15, 20, 8))
-    pictures = []
+    figures = []
     for second in (full, part):
         case = make_case(tmp_path / "case", second, spacing=(2, 2, 8))
         write_volume(tmp_path / "case/first.nii.gz", part, spacing=(2, 2, 8))
         both = case._replace(predictions={"first": tmp_path / "case/first.nii.gz", **case.predictions})
-        pictures.append(imread(overview([both], tmp_path / "p.png")))
-    assert pictures[0].shape[1] == 4 * PANEL_WIDTH * DPI
-    changed = (pictures[0] != pictures[1]).any(-1)
+        figures.append(imread(overview([both], tmp_path / "p.png")))
+    assert figures[0].shape[1] == 4 * PANEL_WIDTH * DPI
+    changed = (figures[0] != figures[1]).any(-1)
     quarter, heading = changed.shape[1] // 4, round(2 * HEADING * DPI)
     assert changed[heading:, 3 * quarter + 20 :].any()
     assert changed[:heading, 3 * quarter :].any()
@@ -193,16 +193,16 @@ def test_every_map_has_its_column(tmp_path: Path) -> None:
     """It is black at 0 and bright where it is highest, and no Dice stands above it."""
     full = block((10, 10, 4), (20, 20, 8))
     case = make_case(tmp_path / "case", full, spacing=(2, 2, 8))
-    pictures = []
+    figures = []
     for part in (full, block((10, 10, 4), (15, 20, 8))):
         write_volume(tmp_path / "case/spread.nii.gz", 0.3 * part.astype(np.float32), spacing=(2, 2, 8))
         maps = {"spread": tmp_path / "case/spread.nii.gz"}
-        pictures.append(imread(overview([case._replace(maps=maps)], tmp_path / "p.png")))
-    assert pictures[0].shape[1] == 4 * PANEL_WIDTH * DPI
-    quarter, heading = pictures[0].shape[1] // 4, round(2 * HEADING * DPI)
-    shown = pictures[0][heading:, 3 * quarter + 20 : -20, :3].sum(-1)
+        figures.append(imread(overview([case._replace(maps=maps)], tmp_path / "p.png")))
+    assert figures[0].shape[1] == 4 * PANEL_WIDTH * DPI
+    quarter, heading = figures[0].shape[1] // 4, round(2 * HEADING * DPI)
+    shown = figures[0][heading:, 3 * quarter + 20 : -20, :3].sum(-1)
     assert (shown.min(), shown.max() > 2) == (pytest.approx(0, abs=0.1), True)
-    changed = (pictures[0] != pictures[1]).any(-1)
+    changed = (figures[0] != figures[1]).any(-1)
     assert changed[heading:, 3 * quarter + 20 :].any()
     assert not changed[:heading].any()
     assert not changed[:, : 3 * quarter].any()

@@ -46,7 +46,7 @@ def evaluated(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: py
 @pytest.mark.gate
 @each_bundle
 def test_page_of_a_run(bundle: str, evaluated: NamedPath, tmp_path: Path) -> None:
-    """Curves, rows, pictures and settings are those of the files; nothing is fetched from anywhere."""
+    """Curves, rows, figures and settings are those of the files; nothing is fetched from anywhere."""
     folder = evaluated(bundle)
     page = Page(report(str(folder), output=str(tmp_path / "page.html"), cases=1))
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
@@ -65,9 +65,9 @@ def test_page_of_a_run(bundle: str, evaluated: NamedPath, tmp_path: Path) -> Non
     assert "is not drawn" not in page.text
     assert len(page.images) == min(2, len(cases))
     for source in page.images:
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))
+        figure = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).convert("RGB"))
         line = np.array([int(colour_of(1)[i : i + 2], 16) for i in (1, 3, 5)])
-        assert np.all(np.abs(picture.astype(int) - line) < 25, axis=-1).sum() > 50  # outlines of the first label
+        assert np.all(np.abs(figure.astype(int) - line) < 25, axis=-1).sum() > 50  # outlines of the first label
 
 
 def test_scans_that_were_moved(evaluated: NamedPath, phantoms: NamedPath, tmp_path: Path) -> None:

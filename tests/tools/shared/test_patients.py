@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lachinov_distillation.datalist import read_datalist, with_pseudo_labels
 from lachinov_distillation.shared.data import read_split as read_brats
-from tests.conftest import data_module, each_bundle
-from tests.support.datalist_files import Data, brats
+from tests.conftest import NAMES, data_module, each_bundle
+from tests.support.datalist_files import SEED, Data, brats
 from tests.tools.shared.test_scans import CASE, touch
 from tools.data.split import find_patients, split
 from vnet_atrial.shared.patients import by_patient, check_patients, patient_of
@@ -104,12 +103,35 @@ def test_one_patient_alone_cannot_be_divided(bundle: str, tmp_path: Path) -> Non
         read_split(tmp_path, **given)
 
 
-def test_draw_of_single_patients_is_what_it_was(tmp_path: Path) -> None:
-    """That of the 2018 challenge: the sorted names, shuffled."""
-    names = [f"case{number:02d}" for number in range(10)]
-    read_split, _ = data_of("vnet_atrial_mri", tmp_path, names)
-    expected = sorted(np.random.RandomState(123).permutation(names)[:2].tolist())
-    assert [case["case"] for case in read_split(tmp_path)["validation"]] == expected
+GRADES = [f"{grade}/{visit}" for grade in ("HGG", "LGG") for visit in VISITS if (visit < VISITS[6]) == (grade == "LGG")]
+CENTRES = [f"{part}/patient{n:03d}" for n in range(13) for part in [("training", "testing")[n // 10]]]
+GROUPED = ("cooperative_training_acdc_mri", "ensemble_kd_kits_ct")
+LAYOUTS = {
+    "cases": (VISITS, NAMES),
+    "two patients": (VISITS[:4], NAMES),
+    "grades": (GRADES, ("hadnet_brats_mri", "lachinov_distillation_brats_mri")),
+    "groups": ([f"patient{number:03d}" for number in range(11)], GROUPED),
+    "testing": (CENTRES, GROUPED[:1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "bundle"), [(layout, bundle) for layout, (_, bundles) in LAYOUTS.items() for bundle in bundles]
+)
+def test_tool_draws_what_the_bundle_draws(layout: str, bundle: str, tmp_path: Path) -> None:
+    names, _ = LAYOUTS[layout]
+    read_split, given = data_of(bundle, tmp_path / "data", names)
+    if layout in ("groups", "testing"):
+        for number, name in enumerate(names):
+            (tmp_path / "data" / name / "Info.cfg").write_text(f"ED: 1\nES: 2\nGroup: {'ABAAB'[number % 5]}\n")
+            if bundle == "ensemble_kd_kits_ct":
+                touch(tmp_path / "data" / name, "imaging.nii.gz", "segmentation.nii.gz")
+    for seed in (None, 0, 1):
+        options: dict[str, Any] = {} if seed is None else {"seed": seed}
+        own = read_split(tmp_path / "data", **given, **options)
+        tool = json.loads(split(str(tmp_path / "data"), str(tmp_path / "s.json"), **options).read_text())
+        for part, cases in own.items():
+            assert sorted(folders(cases)) == tool.get(part, []), part
 
 
 def test_datalists(tmp_path: Path) -> None:
@@ -163,7 +185,7 @@ def test_tool_divides_patients(tmp_path: Path) -> None:
 
 def test_datalist_of_the_tool_keeps_visits_of_validation_patients_out(tmp_path: Path) -> None:
     data = Data(tmp_path)
-    held = read_brats(data.root / "labelled", sequences=["flair"], validation=0.34)["validation"][0]["case"]
+    held = read_brats(data.root / "labelled", sequences=["flair"], validation=0.34, seed=SEED)["validation"][0]["case"]
     names = {f"B{number}": f"BraTS-GLI-{number:05d}-000" for number in range(6)}
     for folder in list((data.root / "labelled").glob("*/B*")):
         brats(folder.with_name(names[folder.name]), int(folder.name[1]))

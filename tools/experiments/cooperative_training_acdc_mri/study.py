@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -19,7 +18,9 @@ import torch
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.shared.files import atomic_write
+from tools.files import read_table
+from tools.shared.files import write_text
+from tools.tables import markdown
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,7 @@ def study(
         "scores": {method: _scores(root, method, seeds=seeds) for method in METHODS},
     }
     path = Path(result) if result else root / "study.json"
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     sys.stdout.write(f"{table(record['scores'])}\n")
     return path
 
@@ -166,7 +166,7 @@ def _scores(root: Path, method: str, *, seeds: Sequence[int]) -> dict[str, Any]:
         sets: dict[str, dict[str, dict[str, float]]] = {}
         for seed in seeds:
             for path in sorted((root / f"{method}_seed{seed}").glob(f"{thinking}_*/metrics_summary.csv")):
-                for row in _rows(path):
+                for row in read_table(path):
                     if row["set"] != "over sets" and (row["set"] == FOREIGN) == path.parent.name.endswith("foreign"):
                         place = sets.setdefault(row["set"], {}).setdefault(row["score"], {})
                         place[str(seed)] = round(float(row["mean"] or "nan"), 4)  # empty: nowhere finite
@@ -181,20 +181,15 @@ def _scores(root: Path, method: str, *, seeds: Sequence[int]) -> dict[str, Any]:
     return found
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def table(scores: Mapping[str, Any]) -> str:
     """Lays out the mean Dice of every structure by test set as a Markdown table, a row for each method and thinking."""
     sets = list(scores["standard"]["fast"])
-    lines = ["| | " + " | ".join(sets) + " |", "|---" * (len(sets) + 1) + "|"]
-    for method, by_thinking in scores.items():
-        for thinking, by_set in by_thinking.items():
-            cells = [f"{by_set[name]['dice']['mean']:.3f}" for name in sets]
-            lines.append(f"| {method}, {thinking} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [f"{method}, {thinking}", *(f"{by_set[name]['dice']['mean']:.3f}" for name in sets)]
+        for method, by_thinking in scores.items()
+        for thinking, by_set in by_thinking.items()
+    ]
+    return markdown(["", *sets], rows)
 
 
 if __name__ == "__main__":

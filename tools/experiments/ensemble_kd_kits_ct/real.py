@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from tools.benchmark.report import environment
-from tools.demo.cli import Stage
+from tools.demo.stages import Stage
 from tools.experiments.ensemble_kd_kits_ct.study import finish, stage, summary, typed
 from tools.experiments.ensemble_kd_kits_ct.synthetic_ct import painted
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 MEMBERS = ("dilated", "resnet", "unet")
 TEST, VALIDATION = ("case_00009", "case_00010", "case_00011"), ("case_00008",)
@@ -75,8 +75,7 @@ def real(data: str, output: str, *, result: str | None = None) -> Path:
     }
     record["environment"]["command"] = f"python -m tools.experiments.{Path(__file__).parent.name}.real DATA OUTPUT"
     path = Path(result) if result else root / "real.json"
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     sys.stdout.write(f"{json.dumps({name: record[name] for name in ('scores', 'real CT')}, indent=1)}\n")
     return path
 

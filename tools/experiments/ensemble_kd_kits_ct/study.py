@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -20,8 +19,11 @@ import torch
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.demo.cli import Stage, fingerprint, run
-from tools.shared.files import atomic_write
+from tools.demo.cli import fingerprint, run
+from tools.demo.stages import Stage
+from tools.files import read_table
+from tools.shared.files import write_text
+from tools.tables import markdown
 
 BUNDLE = REPO / "bundles" / Path(__file__).parent.name
 SPLIT = BUNDLE / "configs/split_acdc40.json"
@@ -99,8 +101,7 @@ def study(
         "scores": over_seeds(found),
     }
     path = Path(result) if result else Path(output) / "study.json"
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     sys.stdout.write(f"{table(record['scores'])}\n")
     return path
 
@@ -166,8 +167,8 @@ def typed(command: Stage) -> str:
 
 def summary(folder: Path) -> dict[str, float]:
     """Returns the means of an evaluation by score."""
-    with (folder / "metrics_summary.csv").open(newline="") as file:
-        return {row["score"]: round(float(row["mean"]), 4) for row in csv.DictReader(file)}
+    rows = read_table(folder / "metrics_summary.csv", columns=("score", "mean"))
+    return {row["score"]: round(float(row["mean"]), 4) for row in rows}
 
 
 def over_seeds(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -184,11 +185,8 @@ def over_seeds(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 def table(scores: Mapping[str, Any]) -> str:
     """Lays out means as a Markdown table: a row for each network, a column for each structure's Dice."""
     columns = [score for score in next(iter(scores.values())) if score.startswith("dice")]
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, by_score in scores.items():
-        cells = [f"{by_score[score]['mean']:.3f}" for score in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [[name, *(f"{found[score]['mean']:.3f}" for score in columns)] for name, found in scores.items()]
+    return markdown(["", *columns], rows)
 
 
 if __name__ == "__main__":

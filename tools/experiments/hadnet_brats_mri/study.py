@@ -24,7 +24,7 @@ def study(
     result: str | None = None,
     **settings: Any,
 ) -> Path:
-    """Train teacher, student, HAD-Net and its control on phantoms, once per seed, and score them on unseen ones.
+    """Train teacher, student, HAD-Net and its control on phantoms, once per seed, and score them on held-out ones.
 
     Args:
         output: folder for phantoms, weights and tables.

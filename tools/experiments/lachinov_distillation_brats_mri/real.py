@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.shared.files import atomic_write
+from tools.shared.files import write_text
 
 CONFIGS = f"bundles/{Path(__file__).parent.name}/configs"
 PATIENT = "TCGA-DU-7294"
@@ -62,8 +62,7 @@ def real(data: str, output: str, *, result: str | None = None, epochs: int = 20)
     }
     record["environment"]["command"] = f"python -m tools.experiments.{Path(__file__).parent.name}.real DATA OUTPUT"
     path = Path(result) if result else root / "real.json"
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     return path
 
 
@@ -103,7 +102,7 @@ def transfer(source: Path, output: Path, *, commands: list[str], epochs: int) ->
     """Trains three teachers and a student on FLAIR alone; returns the Dice of the whole tumour on two BraTS 2018 scans.
 
     The last of the four labelled patients chooses the weights. The student has seen the two scans, with the ensemble's
-    labels, so its scores are not those of unseen patients.
+    labels, so its scores are not those of held-out patients.
     """
     data, scans = source / "brats15_flair_t1ce", source / "brats18_flair_t1"
     names = sorted(path.name for path in data.iterdir())

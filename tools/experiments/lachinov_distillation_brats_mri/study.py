@@ -17,7 +17,7 @@ BUNDLE = Path(__file__).parent.name
 def study(
     output: str, *, seeds: Sequence[int] = (0, 1, 2), workers: int = 3, result: str | None = None, **settings: Any
 ) -> Path:
-    """Train teachers and student on phantoms, once per seed, and score them and the ensemble on unseen ones.
+    """Train teachers and student on phantoms, once per seed, and score them and the ensemble on held-out ones.
 
     The ResUNet among the teachers is the student's own network, trained for as many steps on the labels alone: what the
     student gains on it is the effect of the method.

@@ -1,4 +1,4 @@
-"""Slices, stacks, weights and config parts of the workloads, made when first asked for and shared by all settings."""
+"""Slices, stacks, weights and config parts of the workloads, made when first asked for and shared by all variants."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Compose
-from monai.utils import convert_to_tensor
 
-from cooperative_training.data import SliceDataset, find_images
+from cooperative_training.data import find_images
 from cooperative_training.masking import LatentMasking
 from cooperative_training.networks import CooperativeNetwork
 from cooperative_training.training import CooperativeTraining
 from tools import REPO
-from tools.benchmark.settings import Array, config, evaluator_in_memory, volume_in_memory
+from tools.benchmark.variants import Array, config, evaluator_in_memory, volume_in_memory
 from tools.convert import load_key_map
 from tools.data.phantoms import phantoms
 
@@ -29,7 +28,6 @@ SPACING = (1.5625, 1.5625, 10.0)
 PIXDIM = (1.36719, 1.36719)
 
 Size = tuple[int, ...]
-Case = dict[str, str]
 
 
 @functools.cache
@@ -58,10 +56,11 @@ def stack(size: Size) -> Array:
 
 
 @functools.cache
-def cases(size: Size) -> list[Case]:
-    """Returns the paths of a phantom patient's two volumes and labels of `size` (x, y, z); they go when Python ends."""
+def labelled(size: Size) -> dict[str, str]:
+    """Returns the paths of a phantom patient's volume and label of `size` (x, y, z); they go when Python ends."""
     folder = phantoms(NAME, f"{_folder().name}/{'-'.join(map(str, size))}", cases=1, shape=size, spacing=SPACING)
-    return [case | {"label": case["image"].replace(".nii", "_gt.nii")} for case in find_images(folder)]
+    found: dict[str, str] = find_images(folder)[0]
+    return found | {"label": found["image"].replace(".nii", "_gt.nii")}
 
 
 @functools.cache
@@ -86,9 +85,9 @@ def copied(device: torch.device) -> CooperativeNetwork:
     return copy.deepcopy(network()).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def cooperation(trained: CooperativeNetwork, *, cooperative: bool) -> CooperativeTraining:
-    """Returns the losses of standard training, or those of cooperative training with both codes masked by channel."""
-    masking = LatentMasking(["channel"]) if cooperative else None
+def cooperation(trained: CooperativeNetwork) -> CooperativeTraining:
+    """Returns the losses of cooperative training with both codes masked by channel."""
+    masking = LatentMasking(["channel"])
     return CooperativeTraining(trained, image_masking=masking, shape_masking=masking)
 
 
@@ -104,43 +103,12 @@ def reference_names() -> dict[str, torch.Tensor]:
     return load_key_map(NAME, state=state).to_reference(state)
 
 
-def training_transforms(part: str, *, patch_size: Sequence[int]) -> Compose:
-    """Returns `volume_transforms` of `train.yaml`, or its `preprocessing` of a slice with seeded randomness."""
-    parser = config(BUNDLE, "train", changes={"patch_size": list(patch_size), "pixdim": list(PIXDIM)})
-    chain: Compose = parser.get_parsed_content(f"train::{part}")
-    return chain.set_random_state(0)
-
-
-def cached(size: Size, *, patch_size: Sequence[int]) -> SliceDataset:
-    """Returns the data set of `train.yaml` on `cases`."""
-    read, draw = (training_transforms(part, patch_size=patch_size) for part in ("volume_transforms", "preprocessing"))
-    return SliceDataset(cases(size), volume_transform=read, transform=draw, num_workers=1)
-
-
-class Anew:
-    """The slices of `cached` by another way: every access reads and prepares the whole volume."""
-
-    def __init__(self, size: Size, *, patch_size: Sequence[int]) -> None:
-        self.read, self.draw = (
-            training_transforms(part, patch_size=patch_size) for part in ("volume_transforms", "preprocessing")
-        )
-        labels = [(case, self.read(case)["label"]) for case in cases(size)]
-        self.index = [(case, z) for case, label in labels for z in range(label.shape[-1]) if label[..., z].any()]
-
-    def __len__(self) -> int:
-        """Number of labelled slices."""
-        return len(self.index)
-
-    def __getitem__(self, index: int) -> Any:
-        """Returns a slice in its two versions."""
-        case, z = self.index[index]
-        volume, dtypes = self.read(case), {"image": torch.float32, "label": torch.uint8}
-        return self.draw(
-            {
-                key: convert_to_tensor(volume[key][..., z], dtype=dtype, track_meta=False)
-                for key, dtype in dtypes.items()
-            }
-        )
+def preparing() -> Compose:
+    """Returns the transforms of `train.yaml` up to the cached volume."""
+    made: Compose = config(BUNDLE, "train", changes={"pixdim": list(PIXDIM)}).get_parsed_content(
+        "train::volume_transforms"
+    )
+    return made
 
 
 def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, amp: bool) -> Any:

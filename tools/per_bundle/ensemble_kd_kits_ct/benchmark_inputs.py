@@ -1,4 +1,4 @@
-"""Scans, weights and config parts of the workloads, made when first asked for and shared by all settings."""
+"""Scans, weights and config parts of the workloads, made when first asked for and shared by all variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 from ensemble_kd.ensemble import Ensemble
 from ensemble_kd.sampling import PatchBatches, cut
 from tools import REPO
-from tools.benchmark.settings import config
+from tools.benchmark.variants import config
 from tools.convert import load_key_map
 from tools.data.phantoms import Volume
 from tools.per_bundle.ensemble_kd_kits_ct.phantoms import case
@@ -33,20 +33,17 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Member(NamedTuple):
-    """A network of the bundle: overlay of `train.yaml`, role in `keys.yaml`, classes, margin, dimensions."""
+    """A network of the bundle: overlay of `train.yaml`, role in `keys.yaml`, classes, margin."""
 
     overlay: tuple[str, ...]
     role: str
     classes: int = 3
     margin: int = 0
-    dims: int = 3
 
 
 MEMBERS = {
     "dilated35": Member(("member_dilated",), "dilated_cnn", margin=17),
     "dilated131": Member(("locator",), "dilated_cnn_131", classes=2, margin=65),
-    "resnet2d": Member(("member_resnet",), "resnet_2d", dims=2),
-    "unet2d": Member(("member_unet",), "unet_2d", dims=2),
     "resnet3d": Member(("member_resnet",), "resnet"),
     "unet3d": Member(("member_unet",), "unet"),
 }
@@ -66,7 +63,7 @@ def scan(size: Size, classes: int = 3, *, number: int = 0) -> Tensors:
 
 
 @functools.cache
-def batch(size: Size, member: str = "resnet2d") -> Tensors:
+def batch(size: Size, member: str = "dilated35") -> Tensors:
     """Returns a batch of `size` (B and the labels' edges) as the network trains on it: `image`, `label` and `soft`."""
     classes, margin = MEMBERS[member].classes, MEMBERS[member].margin
     patches = PatchBatches(
@@ -145,14 +142,13 @@ def ensemble(device: torch.device, *, tile: int, shifts: int) -> Ensemble:
     return made
 
 
-def sampler(member: str, size: Size, *, batch_size: int, soft: bool = False, **changes: Any) -> PatchBatches:
-    """Returns the batches that the network trains on, cut from two scans of `size` (x, y, z)."""
-    cases = [scan(size, MEMBERS[member].classes, number=number) for number in range(2)]
-    if not soft:
-        cases = [{key: item[key] for key in ("image", "label")} for item in cases]
-    given = {"batch_size": batch_size, "epoch_length": 2**31, "train::dataset": cases, "full_background": 0, **changes}
-    given |= {"scaling": None, "mirror": [], "augmentation": []}  # others may have none of it
-    made: PatchBatches = _config("train", member, **given).get_parsed_content("train::patches")
+def sampler(member: str, size: Size, *, batch_size: int) -> PatchBatches:
+    """Returns the batches that the network trains on, not turned, cut from two scans of `size` (x, y, z)."""
+    scans = [scan(size, MEMBERS[member].classes, number=number) for number in range(2)]
+    cases = [{key: item[key] for key in ("image", "label")} for item in scans]
+    changes = {"batch_size": batch_size, "epoch_length": 2**31, "train::dataset": cases, "full_background": 0}
+    changes |= {"rotation": 0.0, "scaling": None, "mirror": [], "augmentation": []}  # others may have none of it
+    made: PatchBatches = _config("train", member, **changes).get_parsed_content("train::patches")
     return made.set_random_state(0)
 
 
@@ -168,5 +164,4 @@ def one_patch(patches: PatchBatches) -> torch.Tensor:
 
 
 def _config(stem: str, member: str, **changes: Any) -> ConfigParser:
-    own = {"dims": MEMBERS[member].dims} if "dilated" not in member else {}
-    return config(BUNDLE, stem, *MEMBERS[member].overlay, changes={**own, **changes})
+    return config(BUNDLE, stem, *MEMBERS[member].overlay, changes=changes)

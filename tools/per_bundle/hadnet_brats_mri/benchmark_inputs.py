@@ -1,4 +1,4 @@
-"""Scans, weights and config parts of the workloads, made when first asked for and shared by all settings."""
+"""Scans, weights and config parts of the workloads, made when first asked for and shared by all variants."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 from torch import nn
 
@@ -19,7 +18,7 @@ from hadnet.networks import Discriminator, SegmentationNetwork
 from hadnet.shared.data import read_split
 from hadnet.shared.sequences import brain_mask
 from tools import REPO
-from tools.benchmark.settings import Array, config, evaluator_in_memory, volume_in_memory
+from tools.benchmark.variants import Array, config, evaluator_in_memory, volume_in_memory
 from tools.convert import load_key_map
 from tools.data.phantoms import phantoms
 
@@ -67,11 +66,10 @@ def batch(size: Size) -> dict[str, torch.Tensor]:
 
 
 @functools.cache
-def cases(size: Size, *, spacing: Sequence[float]) -> list[dict[str, str]]:
-    """Returns the files of two phantom patients of `size` (x, y, z), as `train.yaml` has them; they go with Python."""
+def case(size: Size, *, spacing: Sequence[float]) -> dict[str, str]:
+    """Returns the files of a phantom patient of `size` (x, y, z), as `train.yaml` has them; they go with Python."""
     folder = phantoms(NAME, f"{_folder().name}/{'-'.join(map(str, size))}", cases=2, shape=size, spacing=spacing)
-    split = read_split(folder, sequences=SEQUENCES)
-    return split["training"] + split["validation"]
+    return read_split(folder, sequences=SEQUENCES)["training"][0]
 
 
 @functools.cache
@@ -80,17 +78,17 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def network(role: str = "student", *, filters: int = 8, dropout: float = 0.0) -> nn.Module:
+def network(role: str = "student", *, filters: int = 8) -> nn.Module:
     """Returns student, teacher or discriminator with seeded weights; copy it before changing anything."""
-    options = {} if role == "discriminator" else {"dropout": dropout}
+    options = {} if role == "discriminator" else {"dropout": 0.0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(list(MADE).index(role))
         return MADE[role](CHANNELS[role], filters=filters, **options)
 
 
-def copied(device: torch.device, role: str = "student", *, filters: int, dropout: float = 0.0) -> nn.Module:
+def copied(device: torch.device, role: str = "student", *, filters: int) -> nn.Module:
     """Returns a copy of `network`."""
-    return copy.deepcopy(network(role, filters=filters, dropout=dropout)).to(device)
+    return copy.deepcopy(network(role, filters=filters)).to(device)
 
 
 def reference_names(*roles: str, filters: int) -> dict[str, torch.Tensor]:
@@ -100,22 +98,17 @@ def reference_names(*roles: str, filters: int) -> dict[str, torch.Tensor]:
     return {f"{role}.{name}": value for role, state in renamed.items() for name, value in state.items()}
 
 
-def trainer(
-    size: Size, *, filters: int, device: torch.device, amp: bool, overlays: Sequence[str] = ()
-) -> tuple[Any, dict[str, nn.Module]]:
-    """Returns the trainer of a stage, an epoch of which is one step on `batch`, and its networks.
+def trainer(size: Size, *, filters: int, device: torch.device, amp: bool) -> tuple[Any, dict[str, nn.Module]]:
+    """Returns the trainer of distillation, an epoch of which is one step on `batch`, and its networks.
 
     Args:
         size: voxels.
         filters: of the networks.
         device: where it computes.
         amp: mixed precision, on CUDA only.
-        overlays: stems of the configs on top of `train.yaml`; those of pre-training have no teacher and discriminator.
     """
-    networks = {role: copied(device, role, filters=filters) for role in (["student"] if overlays else MADE)}
+    networks = {role: copied(device, role, filters=filters) for role in MADE}
     sample = {key: value.to(device) for key, value in batch(size).items()}
-    if overlays:
-        sample["image"] = sample["image"][:, STUDENT]
     changes = {
         "device": device,
         "amp": amp and device.type == "cuda",
@@ -126,34 +119,16 @@ def trainer(
         "train::handlers": [],
         **{{"student": "network"}.get(role, role): made for role, made in networks.items()},
     }
-    made = config(BUNDLE, "train", *overlays, changes=changes).get_parsed_content("train::trainer")
+    made = config(BUNDLE, "train", changes=changes).get_parsed_content("train::trainer")
     made.logger.setLevel("WARNING")
     return made, networks
 
 
-def random_transforms(size: Size, *, device: torch.device) -> Compose:
-    """Returns the random transforms of pre-training with seeded randomness."""
-    parser = config(BUNDLE, "train", "pretrain_student", changes={"size": list(size), "device": device})
-    return Compose(parser.get_parsed_content("train::random_transforms")).set_random_state(0)
-
-
-def loader(files: Size, *, spacing: Sequence[float], pixdim: Sequence[float], size: Size, cached: bool) -> DataLoader:
-    """Returns the data loader of `train.yaml` on `cases`, in order; without its cache every access reads the files."""
-    changes = {
-        "size": list(size),
-        "pixdim": list(pixdim),
-        "train::dataset::data": cases(files, spacing=spacing),
-        "train::dataset::num_workers": 1,
-        "train::dataset::progress": False,
-        "train::dataloader::shuffle": False,
-        "augmentation": [],  # which has a row of its own
-    }
-    parser = config(BUNDLE, "train", changes=changes)
-    if not cached:
-        parser["train::dataset"] = Dataset(
-            changes["train::dataset::data"], parser.get_parsed_content("train::preprocessing")
-        )
-    return parser.get_parsed_content("train::dataloader")
+def preparing(*, size: Size, pixdim: Sequence[float] = (1, 1, 1)) -> Compose:
+    """Returns the transforms of `train.yaml` up to the cached item."""
+    changes = {"size": list(size), "pixdim": list(pixdim), "augmentation": []}
+    made: Compose = config(BUNDLE, "train", changes=changes).get_parsed_content("train::preprocessing")
+    return made
 
 
 def evaluator(image: Array, *, size: Size, filters: int, device: torch.device, amp: bool) -> Any:

@@ -1,19 +1,18 @@
 """Workloads of the distillation bundle for `tools benchmark`, and what a foreign implementation gets to do the same.
 
-A function per row, of the row's name, takes the sizes. State dicts have the reference's key names, its unused decoder
+A function per case, of the case's name, takes the sizes. State dicts have the reference's key names, its unused decoder
 included; arrays are along (x, y, z) as in files. Regions are WT, TC, ET; sequences T1, T1ce, T2, FLAIR.
 
-| row | state dict | inputs | outputs |
+| case | state dict | inputs | outputs |
 |---|---|---|---|
 | `training_step` | student | `image` `(1, 4, x, y, z)` normalised; `label` `(1, 3, x, y, z)` from 0 to 1, both float32; `learning_rate` | `loss`; `gradient`, the norm of all of it; `parameters` `(86,)`: mean of each tensor after the step, sorted by their names in the reference |
 | `whole_brain` | student | `image` `(1, 4, x, y, z)` | `probabilities` `(1, 3, x, y, z)`, mean of four mirror images |
-| `data_pipeline` | | `folder` of cases | `image` `(1, 4, ...)` and `label` `(1, 3, ...)` of the last patch |
-| `augmentation` | | `image` `(4, x, y, z)`, `label` `(3, x, y, z)`, `centres` `(2, 3)`: least and greatest; `patch`, `draws` | `image` and `label` of the last patch |
-| `annotation` | | `folder` of scans | `share` `(2, 4)`: of values 0, 1, 2, 4 in the label maps of the first two; `disagreement` `(2,)`, its means |
+| `preparation` | | paths `image` (of T1) and `label` | `image` `(4, x, y, z)` and `label` `(3, x, y, z)` of the brain, normalised, in the least size |
+| `sampler` | | `image` `(4, x, y, z)`, `label` `(3, x, y, z)`, `centres` `(2, 3)`: least and greatest; `patch`, `draws` | `image` and `label` of the last patch |
 | `export` | | | |
 | `start_up` | | | |
 
-A training step is by Adam with `amsgrad` and a weight decay of 1e-6. Random numbers of both sampling rows are drawn by
+A training step is by Adam with `amsgrad` and a weight decay of 1e-6. Random numbers of the sampler are drawn by
 MONAI's transforms, seeded: a foreign implementation has to be given the same ones to be compared.
 """  # noqa: E501
 
@@ -21,16 +20,15 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import nibabel
 import torch
 
 from lachinov_distillation.sampling import tumour_centres
-from tools.benchmark import Row, Setting
+from tools.benchmark import BenchmarkCase, Variant
 from tools.benchmark.exports import export
-from tools.benchmark.settings import autocast, by_engine, plain_and_fast, start_up, times
+from tools.benchmark.variants import autocast, by_engine, eager_and_fast, preparation, start_up, times
 from tools.per_bundle.lachinov_distillation_brats_mri import benchmark_inputs as given
 from tools.per_bundle.lachinov_distillation_brats_mri.benchmark_inputs import BUNDLE, Size
 
@@ -40,34 +38,25 @@ BRAIN = (144, 176, 144)
 PATCH = (144, 144, 128)
 DRAWS = 4
 RATE = 0.01  # so that a step can be told from rounding
-# Half the resolution and narrow networks, so that an annotation takes a CPU seconds.
-NARROW = {
-    "pixdim": [2.0, 2.0, 2.0],
-    "channels": [8, 16, 32, 64],
-    "base": 4,
-    "cascade_size": [64, 64, 64],
-    "filters": [16, 32, 64],
-}
 
 Outputs = dict[str, Any]
 
 
-def rows(device: torch.device) -> list[Row]:
+def benchmark_cases(device: torch.device) -> list[BenchmarkCase]:
     """Returns the workloads; on a CPU networks see less, files are the challenge's everywhere."""
     cuda = device.type == "cuda"
     return [
         training_step(device, PATCH if cuda else (64, 64, 64)),
         whole_brain(device, BRAIN),
-        data_pipeline(FILES),
-        annotation(device, FILES, changes={} if cuda else NARROW),
-        augmentation(SCAN, patch=PATCH),
+        preparation(FILES, chain=given.preparing, files=functools.partial(given.patient, FILES), inputs={}),
+        sampler(SCAN, patch=PATCH),
         export(BUNDLE, device, shape=(1, 4, *BRAIN), activation=torch.sigmoid),
         start_up(BUNDLE),
     ]
 
 
-def training_step(device: torch.device, size: Size) -> Row:
-    """Returns the row of a step of the student on one patch of `size`."""
+def training_step(device: torch.device, size: Size) -> BenchmarkCase:
+    """Returns the case of a step of the student on one patch of `size`."""
 
     def prepare(*, fast: bool) -> Callable[[], Outputs]:
         trainer, network = given.trainer(size, device=device, amp=fast, learning_rate=RATE)
@@ -85,10 +74,10 @@ def training_step(device: torch.device, size: Size) -> Row:
 
         return train
 
-    return Row(
+    return BenchmarkCase(
         name="training_step",
         unit=f"step of the student on {times(size)} voxels",
-        settings=by_engine(prepare, device, atol=2 * RATE, rtol=0.2),
+        variants=by_engine(prepare, device, atol=2 * RATE, rtol=0.2),
         state_dict=given.reference_names,
         inputs=lambda: {**given.batch(size), "learning_rate": RATE},
         # The first step goes by the signs of gradients, and one in 16 may be next to 0.
@@ -97,8 +86,8 @@ def training_step(device: torch.device, size: Size) -> Row:
     )
 
 
-def whole_brain(device: torch.device, size: Size) -> Row:
-    """Returns the row of the student's probabilities for a brain of `size` and its mirror images."""
+def whole_brain(device: torch.device, size: Size) -> BenchmarkCase:
+    """Returns the case of the student's probabilities for a brain of `size` and its mirror images."""
 
     def image() -> torch.Tensor:
         return given.batch(size)["image"]
@@ -112,42 +101,18 @@ def whole_brain(device: torch.device, size: Size) -> Row:
 
         return segment
 
-    return Row(
+    return BenchmarkCase(
         name="whole_brain",
         unit=f"probabilities of {times(size)} voxels from four mirror images",
-        settings=plain_and_fast(prepare, device, atol=0.2, rtol=0),  # on a CPU by bfloat16.yaml
+        variants=eager_and_fast(prepare, device, atol=0.2, rtol=0),  # on a CPU by bfloat16.yaml
         state_dict=given.reference_names,
         inputs=lambda: {"image": image()},
         atol=1e-4,
     )
 
 
-def data_pipeline(files: Size, *, changes: Mapping[str, Any] | None = None) -> Row:
-    """Returns the row of an epoch of one patch from each of two scans of `files` (x, y, z), read anew and cached."""
-
-    def prepare(*, cached: bool) -> Callable[[], Outputs]:
-        loader = given.loader(files, changes=changes or {}, cached=cached)
-
-        def epoch() -> Outputs:
-            *_, last = loader
-            return {key: last[key] for key in ("image", "label")}
-
-        return epoch
-
-    return Row(
-        name="data_pipeline",
-        unit=f"epoch of a patch from each of two scans of {times(files)} voxels; plain: read anew",
-        settings={
-            "plain": Setting(prepare=functools.partial(prepare, cached=False)),
-            "cached": Setting(prepare=functools.partial(prepare, cached=True), atol=0, rtol=0),
-        },
-        inputs=lambda: {"folder": given.data_folder(files)},
-        work=0,
-    )
-
-
-def augmentation(size: Size, *, patch: Size) -> Row:
-    """Returns the row of the random transforms on a cached scan of `size`."""
+def sampler(size: Size, *, patch: Size) -> BenchmarkCase:
+    """Returns the case of the random transforms on a cached scan of `size`."""
 
     def item() -> Outputs:
         sample = {key: value[0] for key, value in given.batch(size).items()}
@@ -161,39 +126,9 @@ def augmentation(size: Size, *, patch: Size) -> Row:
 
         return augment
 
-    return Row(
-        name="augmentation",
+    return BenchmarkCase(
+        name="sampler",
         unit=f"{DRAWS} patches of 7x{times(patch)} values",
-        settings={"plain": Setting(prepare=prepare)},
+        variants={"eager": Variant(prepare=prepare)},
         inputs=lambda: {**item(), "patch": patch, "draws": DRAWS},
-        work=0,
-    )
-
-
-def annotation(device: torch.device, files: Size, *, changes: Mapping[str, Any]) -> Row:
-    """Returns the row of `annotate.yaml` on scans of `files` (x, y, z): more of them need time, but no memory."""
-
-    def prepare(*, cases: int) -> Callable[[], Outputs]:
-        evaluator, run = given.annotator(files, cases=cases, device=device, changes=changes)
-
-        def annotate() -> Outputs:
-            evaluator.run()
-            labels, spread = (
-                [torch.from_numpy(nibabel.load(run.file(case, kind)).get_fdata()) for case in run.cases[:2]]
-                for kind in ("label", "disagreement")
-            )
-            share = [[float((label == value).double().mean()) for value in (0, 1, 2, 4)] for label in labels]
-            return {"share": share, "disagreement": [float(values.mean()) for values in spread]}
-
-        return annotate
-
-    return Row(
-        name="annotation",
-        unit=f"annotation of two scans of {times(files)} voxels by three networks; triple: of six",
-        settings={
-            "plain": Setting(prepare=functools.partial(prepare, cases=2)),
-            "triple": Setting(prepare=functools.partial(prepare, cases=6)),
-        },
-        inputs=lambda: {"folder": given.data_folder(files)},
-        work=0,
     )

@@ -1,26 +1,25 @@
-"""Scans, weights and config parts of the workloads, made when first asked for and shared by all settings."""
+"""Scans, weights and config parts of the workloads, made when first asked for and shared by all variants."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, Dataset
 from monai.inferers import Inferer
 from monai.transforms import Compose
 
 from lachinov_distillation.labels import CHANNELS
 from lachinov_distillation.networks import ResUNet
+from lachinov_distillation.shared.data import read_split
 from lachinov_distillation.shared.regions import region_mask
 from lachinov_distillation.transforms import NormalizePositived
 from tools import REPO
-from tools.benchmark.settings import config
+from tools.benchmark.variants import config
 from tools.convert import KeyMap, load_key_map
 from tools.data.phantoms import Volume, phantoms
 from tools.per_bundle.lachinov_distillation_brats_mri.phantoms import case
@@ -91,10 +90,11 @@ def predictor() -> Inferer:
 
 
 @functools.cache
-def data_folder(size: Size) -> Path:
-    """Returns a folder of six phantom patients of `size` (x, y, z); it goes with Python."""
+def patient(size: Size) -> dict[str, str]:
+    """Returns the files of a phantom patient of `size` (x, y, z), as `train.yaml` has them; they go with Python."""
     spacing = tuple(length / voxels for length, voxels in zip((240, 240, 180), size, strict=True))
-    return phantoms(NAME, f"{_folder().name}/{'-'.join(map(str, size))}", cases=6, shape=size, spacing=spacing)
+    folder = phantoms(NAME, f"{_folder().name}/{'-'.join(map(str, size))}", cases=2, shape=size, spacing=spacing)
+    return read_split(folder, sequences=SEQUENCES)["training"][0]
 
 
 @functools.cache
@@ -102,57 +102,14 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="benchmark-")
 
 
-def loader(files: Size, *, changes: Mapping[str, Any], cached: bool) -> DataLoader:
-    """Returns the data loader of `train.yaml` on two scans, in order; without its cache each access reads the files."""
-    given = {
-        "dataset_dir": str(data_folder(files)),
-        "pseudo_labels": None,
-        "train::dataset::data": "$(@cases['training'] + @cases['validation'])[:2]",
-        "train::dataset::num_workers": 1,
-        "train::dataset::progress": False,
-        "train::dataloader::sampler": None,
-        **changes,
-    }
-    parser = config(BUNDLE, "train", changes=given)
-    if not cached:
-        data, transform = (parser.get_parsed_content(f"train::{key}") for key in ("dataset::data", "preprocessing"))
-        parser["train::dataset"] = Dataset(data, transform)
-    return parser.get_parsed_content("train::dataloader")
+def preparing(**changes: Any) -> Compose:
+    """Returns the transforms of `train.yaml` up to the cached item."""
+    parser = config(BUNDLE, "train", changes={**changes, "train::random_transforms": []})
+    made: Compose = parser.get_parsed_content("train::preprocessing")
+    return made
 
 
 def random_transforms(patch: Size) -> Compose:
     """Returns what cuts and deforms one sample of a cached scan, with seeded randomness."""
     parser = config(BUNDLE, "train", changes={"patch_size": list(patch)})
     return Compose(parser.get_parsed_content("train::random_transforms")).set_random_state(0)
-
-
-def annotator(files: Size, *, cases: int, device: torch.device, changes: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Returns the evaluator of `annotate.yaml` on so many scans, and the `Annotation`, which knows its files.
-
-    The three teachers have seeded random weights.
-    """
-    folder = Path(tempfile.mkdtemp(dir=_folder().name))
-    given = {
-        "dataset_dir": str(data_folder(files)),
-        "ckpt_dir": str(folder),
-        "output_dir": str(folder / "annotated"),
-        "device": device,
-        "amp": False,
-        "annotation::cases": f"$unlabelled_cases(@dataset_dir, sequences=@sequences)[:{cases}]",
-        "handlers": ["@annotation"],
-        **changes,
-    }
-    parser = config(BUNDLE, "inference", "ensemble", "annotate", changes=given)
-    for step in parser["postprocessing::transforms"]:
-        if isinstance(step, dict) and step["_target_"] == "SaveImaged":
-            step["print_log"] = False
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for member in parser.get_parsed_content("ensemble").members:
-            torch.save(member.network.state_dict(), member.weights)
-    parser.get_parsed_content("load")
-    annotation = parser.get_parsed_content("annotation")
-    annotation.start()
-    evaluator = parser.get_parsed_content("evaluator")
-    evaluator.logger.setLevel("WARNING")
-    return evaluator, annotation

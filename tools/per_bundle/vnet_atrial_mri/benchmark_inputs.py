@@ -1,4 +1,4 @@
-"""Images, weights and config parts of the workloads, made when first asked for and then shared by all settings."""
+"""Images, weights and config parts of the workloads, made when first asked for and then shared by all variants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from monai.transforms import Compose
 
 from tools import REPO
-from tools.benchmark.settings import Array, config, evaluator_in_memory, volume_in_memory
+from tools.benchmark.variants import Array, config, evaluator_in_memory, volume_in_memory
 from tools.convert import load_key_map
 from tools.data.phantoms import write_volume
 from vnet_atrial.networks import VNet
@@ -75,11 +75,11 @@ def batch(size: Size) -> dict[str, torch.Tensor]:
 
 
 @functools.cache
-def network(*, attention: bool = False) -> VNet:
+def network() -> VNet:
     """Returns the published network with seeded weights; copy it before changing anything."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return VNet(attention=attention)
+        return VNet()
 
 
 @functools.cache
@@ -105,10 +105,10 @@ def reference_names(trained: VNet, role: str) -> dict[str, torch.Tensor]:
     return load_key_map(NAME, role, state=state).to_reference(state)
 
 
-def training_transforms(part: str, *, patch_size: Sequence[int], device: torch.device) -> Compose:
-    """Returns the `deterministic` or `random` transforms of `train.yaml`."""
+def preparing(*, patch_size: Sequence[int], device: torch.device) -> Compose:
+    """Returns the transforms of `train.yaml` up to the cached item."""
     parser = config(BUNDLE, "train", changes={"patch_size": list(patch_size), "device": device})
-    return Compose(parser.get_parsed_content(f"train::{part}_transforms"))
+    return Compose(parser.get_parsed_content("train::deterministic_transforms"))
 
 
 def evaluator(image: Array, *, patch_size: Sequence[int], device: torch.device, amp: bool) -> Any:

@@ -7,10 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from monai.data import partition_dataset_classes
-
 from .lists import SPLITS, read_split_file
-from .patients import by_patient, check_patients, expanded
+from .patients import by_patient, check_patients, draw, expanded
 from .scans import check_folders, check_names, existing_folder, folders_in, scans_in, single_scan, stem, visible
 from .validation import InputError
 
@@ -117,7 +115,7 @@ def read_split(
         dataset_dir: `<dataset_dir>/[HGG|LGG/]<case>/<case>_{flair,t1ce,t1,t2,seg}.nii.gz`, or with the endings of 2023
             `-t2f`, `-t1c`, `-t1n`, `-t2w`, `-seg`; what stands before the ending may be missing.
         split_file: JSON file with lists of case names under `training`, `validation` and, if wanted, `test`; without
-            one, the patients of each grade (see `patients.patient_of`) are shuffled with `seed` and split.
+            one, the patients of each grade are drawn, see `patients.draw`.
         sequences: those of the scans; a case is known by the first.
         validation: fraction of the patients for validation, when there is no file.
         seed: seed of the shuffle, when there is no file.
@@ -138,8 +136,8 @@ def read_split(
         if len(groups) < 2:
             raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
         check_folders(folders.values(), [path for path in folders.values() if _is_case(path, [*sequences, "label"])])
-        leaders = {name: folder for name, folder in folders.items() if name in groups}
-        named = expanded(_drawn(leaders, validation=validation, seed=seed), groups)
+        grades = {name: folders[name].parent.name for name in groups}
+        named = expanded(draw(grades, validation=validation, seed=seed), groups)
     else:
         named = read_split_file(split_file)
         check_patients(named, source=split_file)
@@ -149,17 +147,6 @@ def read_split(
     cases = {split: [_case(folders[name], sequences) for name in named[split]] for split in SPLITS}
     check_names(case for split in SPLITS for case in cases[split])
     return cases
-
-
-def _drawn(folders: Mapping[str, Path], *, validation: float, seed: int) -> dict[str, list[str]]:
-    """Splits patients at random, the same share of every grade."""
-    names = list(folders)
-    grades = [folder.parent.name for folder in folders.values()]
-    held_out = max(1, round(validation * len(names)))
-    parts = partition_dataset_classes(names, grades, ratios=[len(names) - held_out, held_out], shuffle=True, seed=seed)
-    if not parts[1]:  # grades of too few cases each
-        parts = [sorted(names)[held_out:], sorted(names)[:held_out]]
-    return dict(zip(SPLITS, [*map(sorted, parts), []], strict=True))
 
 
 def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .validation import InputError
 
-__all__ = ["by_patient", "check_patients", "expanded", "patient_of"]
+__all__ = ["by_patient", "check_patients", "draw", "expanded", "patient_of"]
 
 # The part of a name that tells the patient; the rest tells visit, frame, view or version.
 NAMES = [
@@ -63,6 +66,36 @@ def by_patient(names: Sequence[str], patients: Mapping[str, str] | None = None) 
 def expanded(lists: Mapping[str, Sequence[str]], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Returns lists of patients as sorted lists of their cases; `groups` is of `by_patient`."""
     return {part: sorted(name for leader in leaders for name in groups[leader]) for part, leaders in lists.items()}
+
+
+def draw(
+    kinds: Mapping[str, str], *, validation: float = 0.2, test: float = 0, seed: int = 123
+) -> dict[str, list[str]]:
+    """Draws the patients that validate and are tested, from every kind its share; `tools split` draws the same.
+
+    Sorted patients are shuffled with the seed, and then put in an order any stretch of which holds the kinds in about
+    their proportions.
+
+    Args:
+        kinds: grade of tumour, group of diseases or the like of every patient, two patients or more.
+        validation: share of the patients between 0 and 1, of which there is one at least, or their number.
+        test: share or number of the patients, 0 for none.
+        seed: seed of the shuffle.
+
+    Returns:
+        Patients under `training`, `validation` and `test`, sorted.
+    """
+    sizes, seen = Counter(kinds.values()), Counter[str]()
+    place = {}
+    names = sorted(kinds)
+    for name in (names[i] for i in np.random.default_rng(seed).permutation(len(names))):
+        seen[kinds[name]] += 1
+        place[name] = (seen[kinds[name]] - 0.5) / sizes[kinds[name]]
+    order = sorted(place, key=lambda name: place[name])
+    counts = [max(1, round(share * len(order))) if 0 < share < 1 else int(share) for share in (validation, test)]
+    first, second = counts[0], sum(counts)
+    parts = {"training": order[second:], "validation": order[:first], "test": order[first:second]}
+    return {part: sorted(found) for part, found in parts.items()}
 
 
 def check_patients(

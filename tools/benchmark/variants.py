@@ -1,4 +1,4 @@
-"""What the rows of every bundle have in common: precision, configs, and the start of a process."""
+"""What the cases of every bundle have in common: precision, configs, and whole benchmark cases."""
 
 from __future__ import annotations
 
@@ -15,41 +15,36 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from numpy.typing import NDArray
 
-from tools.benchmark.row import Row, Setting, Work
+from tools.benchmark.case import BenchmarkCase, Outputs, Variant, Work
 
 Array = NDArray[Any]
 
 
 class Prepare(Protocol):
-    """Prepares the work of a row in full precision, or in the reduced precision of the device."""
+    """Prepares the work of a case in full precision, or in the reduced precision of the device."""
 
     def __call__(self, *, fast: bool) -> Work:
         """Returns the work."""
         ...
 
 
-def plain_and_fast(prepare: Prepare, device: torch.device, *, atol: float, rtol: float) -> dict[str, Setting]:
-    """Returns `plain` in full precision and `fast` in mixed precision, with the tolerance of the latter."""
+def eager_and_fast(prepare: Prepare, device: torch.device, *, atol: float, rtol: float) -> dict[str, Variant]:
+    """Returns `eager` in full precision and `fast` in mixed precision, with the tolerance of the latter."""
     return {
-        "plain": Setting(prepare=functools.partial(prepare, fast=False)),
-        "fast": Setting(prepare=functools.partial(prepare, fast=True), atol=atol, rtol=rtol, dtype=half(device)),
+        "eager": Variant(prepare=functools.partial(prepare, fast=False)),
+        "fast": Variant(prepare=functools.partial(prepare, fast=True), atol=atol, rtol=rtol),
     }
 
 
-def by_engine(prepare: Prepare, device: torch.device, *, atol: float, rtol: float) -> dict[str, Setting]:
-    """Returns what `plain_and_fast` does; without `fast` on a CPU, where MONAI's engines do not have it."""
-    settings = plain_and_fast(prepare, device, atol=atol, rtol=rtol)
-    return settings if device.type == "cuda" else {"plain": settings["plain"]}
+def by_engine(prepare: Prepare, device: torch.device, *, atol: float, rtol: float) -> dict[str, Variant]:
+    """Returns what `eager_and_fast` does; without `fast` on a CPU, where MONAI's engines do not have it."""
+    variants = eager_and_fast(prepare, device, atol=atol, rtol=rtol)
+    return variants if device.type == "cuda" else {"eager": variants["eager"]}
 
 
 def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
     """Returns a context in which matrix products and convolutions have the reduced precision of the device."""
-    return torch.autocast(device.type, dtype=half(device), enabled=enabled)
-
-
-def half(device: torch.device) -> torch.dtype:
-    """Returns the reduced precision of a device."""
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
+    return torch.autocast(device.type, enabled=enabled)
 
 
 def config(bundle: Path, *stems: str, changes: Mapping[str, Any]) -> ConfigParser:
@@ -75,7 +70,7 @@ def evaluator_in_memory(
         load: stands in for the first transform; it takes `{"image": image}`.
         changes: values of the config by id.
     """
-    # No thread: its time would be another's, and the counter of operations would not see it.
+    # No thread: its time would be another's.
     given = {"dataset::data": [{"image": image}], "dataloader::_target_": "DataLoader", "handlers": []}
     parser = config(bundle, "inference", changes={**given, **changes})
     parser["preprocessing::transforms"][0] = load
@@ -99,19 +94,53 @@ def volume_in_memory(image: Array, *, steps: Sequence[float], channel: int | str
     return MetaTensor(torch.as_tensor(image, dtype=torch.float32), affine=affine, meta=meta)
 
 
-def start_up(bundle: Path) -> Row:
-    """Returns the row of a process that imports `monai.bundle`, without and with the whole package of the bundle."""
+def preparation(
+    size: tuple[int, ...],
+    *,
+    chain: Callable[[], Callable[[Any], Mapping[str, Any]]],
+    files: Callable[[], Mapping[str, str]],
+    inputs: Mapping[str, Any],
+) -> BenchmarkCase:
+    """Returns the case of the transforms of `train.yaml` from the files of one scan to the item that is cached.
+
+    Args:
+        size: voxels of the scan.
+        chain: makes the transforms.
+        files: makes the files, a path by key.
+        inputs: what else a baseline needs.
+    """
+
+    def prepare() -> Work:
+        made, given = chain(), dict(files())
+
+        def read() -> Outputs:
+            item = made(given)
+            return {key: item[key] for key in ("image", "label")}
+
+        return read
+
+    return BenchmarkCase(
+        name="preparation",
+        unit=f"scan of {times(size)} voxels",
+        variants={"eager": Variant(prepare=prepare)},
+        inputs=lambda: {**files(), **inputs},
+        atol=1e-3,
+    )
+
+
+def start_up(bundle: Path) -> BenchmarkCase:
+    """Returns the case of a process that imports `monai.bundle`, without and with the whole package of the bundle."""
     modules = sorted(f"{path.parent.name}.{path.stem}" for path in bundle.glob("*/[!_]*.py"))
 
-    def importing(*names: str) -> Setting:
+    def importing(*names: str) -> Variant:
         def process() -> None:
             environment = {**os.environ, "PYTHONPATH": str(bundle)}
             subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], env=environment, check=True)
 
-        return Setting(prepare=lambda: process)
+        return Variant(prepare=lambda: process)
 
-    settings = {"plain": importing("monai.bundle"), "with_package": importing("monai.bundle", *modules)}
-    return Row(name="start_up", unit="fresh process", settings=settings, work=0)
+    variants = {"eager": importing("monai.bundle"), "with_package": importing("monai.bundle", *modules)}
+    return BenchmarkCase(name="start_up", unit="fresh process", variants=variants)
 
 
 def times(size: tuple[int, ...]) -> str:

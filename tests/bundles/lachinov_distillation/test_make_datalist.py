@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lachinov_distillation.make_datalist import make_datalist
 from tests.bundles.hadnet.files import write
-from tests.support.datalist_files import MODALITY, SPLIT, Data, brats, patient, stack
+from tests.support.datalist_files import MODALITY, SEED, SPLIT, Data, brats, patient, stack
 from tools import REPO
-from tools.data.datalist import datalist
 
 DECATHLON_ORDER = ["flair", "t1", "t1ce", "t2"]
 
@@ -59,7 +59,8 @@ def test_entries(data: Data) -> None:
 
 
 def test_paths_outside_the_folder_of_the_list_are_absolute(data: Data) -> None:
-    path = datalist(str(data.root / "lists/a.json"), labelled=str(data.root / "labelled"), validation=0.34)
+    folder = str(data.root / "labelled")
+    path = make_datalist(str(data.root / "lists/a.json"), labelled=folder, validation=0.34, seed=SEED)
     content = json.loads(path.read_text())
     assert content["validation"][0]["image"] == str(data.root / "labelled/HGG/B2/B2_t1.nii.gz")
     assert content["unlabelled"] == []
@@ -181,8 +182,23 @@ def test_option_that_does_not_exist(data: Data, options: dict[str, Any]) -> None
 
 @pytest.mark.gate
 def test_command(data: Data) -> None:
-    command = [sys.executable, "-m", "tools", "datalist", str(data.root / "list.json")]
-    command += ["--labelled", str(data.root / "labelled"), "--sequences", "flair,t1", "--validation", "0.34"]
-    subprocess.run(command, cwd=REPO, check=True, capture_output=True)
+    """From the folder of the bundle; a mistyped option is refused before anything is read."""
+    command = [sys.executable, "-m", "lachinov_distillation.make_datalist", str(data.root / "list.json")]
+    command += [
+        "--labelled",
+        str(data.root / "labelled"),
+        "--sequences",
+        "flair,t1",
+        "--validation",
+        "0.34",
+        "--seed",
+        str(SEED),
+    ]
+    folder = REPO / "bundles/lachinov_distillation_brats_mri"
+    mistyped = subprocess.run([*command, "--duplicate", "drop"], cwd=folder, capture_output=True, text=True)
+    assert mistyped.returncode == 2
+    assert "unrecognized arguments: --duplicate drop" in mistyped.stderr
+    assert not (data.root / "list.json").exists()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     content = json.loads((data.root / "list.json").read_text())
     assert content["validation"][0]["image"] == "labelled/HGG/B2/B2_flair.nii.gz"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from lachinov_distillation.duplicates import SAME, fingerprint, read_fingerprint, same_scans, similarities
 from tests.bundles.hadnet.files import write
 from tests.support.datalist_files import Volume, between, patient
-from tools.data.duplicates import SAME, fingerprint, read_fingerprint, same_scans, similarities
 
 
 def similarity(first: Volume, second: Volume) -> float:

@@ -1,10 +1,15 @@
-"""The datalist of a bundle that learns from several data sets of brain tumours; no scan is in it twice."""
+"""The datalist of several data sets of brain tumours; no scan is in it twice.
+
+In the folder of the bundle:
+`python -m lachinov_distillation.make_datalist list.json --labelled BRATS --decathlon Task01_BrainTumour`.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +20,15 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from tools.data.duplicates import GRID, SAME, read_fingerprint, same_scans, similarities
-from tools.shared.data import find_scans, read_split, sequence_files
-from tools.shared.files import atomic_write
-from tools.shared.lists import read_json, read_text
-from tools.shared.patients import by_patient
-from tools.shared.scans import scans_in, stem
-from tools.shared.validation import InputError
+from .datalist import write_datalist
+from .duplicates import GRID, SAME, read_fingerprint, same_scans, similarities
+from .shared.data import find_scans, read_split, sequence_files
+from .shared.lists import read_json, read_text
+from .shared.patients import by_patient
+from .shared.scans import scans_in, stem
+from .shared.validation import InputError
+
+__all__ = ["main", "make_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ class Scan(NamedTuple):
         return list({**(found or {"image": image}), **label}.items())
 
 
-def datalist(
+def make_datalist(
     output: str,
     *,
     labelled: str,
@@ -61,10 +68,10 @@ def datalist(
     seed: int = 123,
     duplicates: str = "refuse",
 ) -> Path:
-    """List the scans to learn from in the file OUTPUT: training, validation and unlabelled.
+    """Lists the scans to learn from in the file `output`: training, validation and unlabelled.
 
-    The BraTS patients of LABELLED are divided into training and validation, the same share of every grade. Cases of
-    DECATHLON all go to training. Scans are compared by content, because the Decathlon holds patients of BraTS under
+    The BraTS patients of `labelled` are divided into training and validation, the same share of every grade. Cases of
+    `decathlon` all go to training. Scans are compared by content, because the Decathlon holds patients of BraTS under
     other names: a copy of a validation case in training would spoil every score, and so would another scan of its
     patient, which its name tells.
 
@@ -254,13 +261,40 @@ def _fingerprints(scans: Sequence[Scan], excluded: set[str], sequence: str) -> t
 
 
 def _write(path: Path, scans: Sequence[Scan]) -> None:
-    root = path.parent
     lists: dict[str, list[dict[str, Any]]] = {part: [] for part in LISTS}
     for scan in sorted(scans, key=lambda scan: scan.case):
-        files = [(key, Path(scan.entry[key])) for key in ("image", "label") if key in scan.entry]
-        places: dict[str, Any] = {key: str(p.relative_to(root) if p.is_relative_to(root) else p) for key, p in files}
-        lists[scan.part].append({**scan.entry, **places})
+        lists[scan.part].append(scan.entry)
     if empty := [part for part in ("training", "validation") if not lists[part]]:
         raise InputError([("", str(path), f"no case would be left for {' and '.join(empty)}")])
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(lists, indent=2) + "\n", encoding="utf-8")
+    write_datalist(path, lists)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs `make_datalist` with the options of the command line, those in `words` or the process's.
+
+    Raises:
+        SystemExit: with the reason, where an option or the data are not as they should be.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m lachinov_distillation.make_datalist",
+        description=make_datalist.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("output")
+    parser.add_argument("--labelled", required=True)
+    for name in ("decathlon", "unlabelled", "exclude", "sequences", "duplicates"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--validation", type=float)
+    parser.add_argument("--seed", type=int)
+    given = vars(parser.parse_args(words))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        make_datalist(**given)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+if __name__ == "__main__":
+    main()
