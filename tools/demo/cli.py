@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tools import REPO
-from tools.demo.data import prepare_data
+from tools.demo.data import fingerprint, prepare_data
 from tools.demo.outputs import check_settings, write_bundle, write_studies
 from tools.demo.tables import Rows, comparison, read_metrics, table, write_metrics
 from tools.files import read_json
@@ -129,24 +128,20 @@ def stages(
                 continue
             added = [] if stage.get("alone") else scenario.get("config", [])
             files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *extra, *added]]
-            config_file = files[0] if len(files) == 1 else _literal(files)
-            command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
-            contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files]
-            ids = {key.lstrip("+").partition("::")[0] for content in contents for key in content}
-            for name, value in settings.items():
-                if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
-                    command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
+            command = _command(stage["run"], files, settings=settings)
             renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
             found.append(Stage(stage["title"].format(**known), command, renewed))
     return found
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the configs and the Python files of the bundle in `folder`."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("configs/*"), *folder.glob("*/*.py")]):
-        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
+def _command(workflow: str, files: Sequence[str], *, settings: Mapping[str, Any]) -> list[str]:
+    config_file = files[0] if len(files) == 1 else _literal(files)
+    command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", config_file]
+    ids = {key.lstrip("+").partition("::")[0] for file in files for key in yaml.safe_load(Path(file).read_bytes())}
+    for name, value in settings.items():
+        if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
+            command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
+    return command
 
 
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
@@ -165,13 +160,13 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     commands = [stage.shown() for stage in plan]
     earlier: dict[str, Any] = read_json(progress) if progress.is_file() else {}
     done = earlier.get("finished", [])
-    goes_on = earlier.get("version") == version and commands[: len(done)] == done
-    skip = len(done) if goes_on else 0
-    _set_states_aside([] if goes_on else plan)
-    _note(progress, version, commands[:skip])
+    if earlier.get("version") != version or commands[: len(done)] != done:
+        done = []
+        _set_states_aside(plan)
+    _note(progress, version, done)
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
         logger.info("\n[%d/%d] %s\n%s\n", number, len(plan), stage.title, shown)
-        if number <= skip:
+        if number <= len(done):
             logger.info("finished earlier, not repeated")
             continue
         start = time.monotonic()
@@ -183,7 +178,7 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
             end = f"failed with exit code {error.returncode}" if hasattr(error, "returncode") else "was interrupted"
             raise SystemExit(f"\nStage {number} of {len(plan)} ({stage.title}) {end}:\n{shown}") from None
         logger.info("%s: %s", stage.title, _duration(time.monotonic() - start))
-        _note(progress, version, commands[: max(number, skip)])
+        _note(progress, version, commands[:number])
 
 
 def _note(progress: Path, version: str, finished: Sequence[str]) -> None:

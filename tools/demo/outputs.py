@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,13 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
     Raises:
         ValueError: the message has the nearest name.
     """
-    added = [part if isinstance(part, list) else part.get("config", []) for part in others]
-    files = {file for part in [*(stage["config"] for stage in stages), *added] for file in part}
+    added = [part if isinstance(part, list) else part.get("config", []) for part in [*others, *stages]]
+    files = set(chain.from_iterable(added))
     known = {key for file in files for key in ConfigParser.load_config_file(folder / "configs" / file)}
     for name in names:
         first = re.split("#|::", name)[0]
         if first not in known:
-            near = get_close_matches(first, known, 1)
-            hint = f", did you mean {near[0]}" if near else ""
+            hint = "".join(f", did you mean {near}" for near in get_close_matches(first, known, 1))
             raise ValueError(f"{folder.name}: no stage of its demo has a setting {first}{hint}")
 
 
@@ -74,12 +74,7 @@ def write_bundle(
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).write_bytes(content)
         for stem, chosen in settings.items():
-            parser = ConfigParser()
-            parser.read_config([str(folder / "configs" / name) for name in (f"{stem}.yaml", *overlays)])
-            parser.update({key: value for key, value in chosen.items() if re.split("#|::", key)[0] in parser.config})
-            parser.update({"ckpt_dir": "$@bundle_root + '/models'"})  # overlays have folders of their own
-            config = {key: value for key, value in parser.config.items() if key != "_meta_"}
-            ConfigParser.export_config_file(config, str(copy / f"configs/{stem}.yaml"), fmt="yaml", sort_keys=False)
+            _write_config(folder / "configs", copy / f"configs/{stem}.yaml", overlays=overlays, settings=chosen)
         metadata = copy / "configs/metadata.json"
         content = read_json(metadata)
         content["version"] = DEMO_VERSION
@@ -90,6 +85,21 @@ def write_bundle(
         shutil.rmtree(target, ignore_errors=True)
         copy.replace(target)
     return target
+
+
+def _name_of_sequence(scan: Path) -> str:
+    case, stem = scan.parent.name, scan.name.removesuffix(".gz").rpartition(".")[0]
+    return stem if stem.startswith(case) else f"{case}_{stem}"
+
+
+def _write_config(configs: Path, target: Path, *, overlays: Sequence[str], settings: Settings) -> None:
+    """Writes the config of the target's name with overlays and settings."""
+    parser = ConfigParser()
+    parser.read_config([str(configs / name) for name in (target.name, *overlays)])
+    parser.update({key: value for key, value in settings.items() if re.split("#|::", key)[0] in parser.config})
+    parser.update({"ckpt_dir": "$@bundle_root + '/models'"})  # overlays have folders of their own
+    config = {key: value for key, value in parser.config.items() if key != "_meta_"}
+    ConfigParser.export_config_file(config, str(target), fmt="yaml", sort_keys=False)
 
 
 def write_studies(data: Path, target: Path, *, labels: str) -> Path:
@@ -110,8 +120,7 @@ def write_studies(data: Path, target: Path, *, labels: str) -> Path:
         volumes = [path for path in sorted(case.iterdir()) if path.name.endswith((".nii.gz", ".nrrd"))]
         scans = [path for path in volumes if not path.match(labels)]
         for scan in scans:
-            stem = scan.name.removesuffix(".gz").rpartition(".")[0]
-            name = case.name if len(scans) == 1 else stem if stem.startswith(case.name) else f"{case.name}_{stem}"
+            name = case.name if len(scans) == 1 else _name_of_sequence(scan)
             with tempfile.TemporaryDirectory(dir=target, prefix=".") as scratch:
                 partial = Path(scratch) / f"{name}.nii.gz"
                 itk.imwrite(itk.imread(str(scan)), str(partial), compression=True)

@@ -70,15 +70,10 @@ def label(
             or a bundle is none or lacks its weights.
     """
     require_text(studies=studies, app=app, host=host, token=token, environment=environment)
-    token = os.environ.get("LABEL_TOKEN", "") if token is None else token
-    if not re.fullmatch(r"[\w-]{8,}" if token else "", token, re.ASCII):
-        raise ValueError("the token must be at least 8 letters, digits, - or _")
+    token = _checked_token(token)
     if unknown := sorted(conf.keys() - {*SETTINGS}):
         raise ValueError(f"there is no option --{unknown[0]}; see --help, further settings are {', '.join(SETTINGS)}")
-    folder = ENVIRONMENT if environment is None else Path(environment).absolute()
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.is_file():
-        raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
+    python = _python_of(ENVIRONMENT if environment is None else Path(environment).absolute())
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise ValueError(f"{studies}: is no folder of scans and no http address")
     served = prepare(app, bundles=names(bundles))
@@ -96,6 +91,20 @@ def label(
     # Its own programs (torchrun, itkimage2segimage) are found by name.
     search_path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     os.execve(command[0], command, {**os.environ, "PATH": search_path, "LABEL_TOKEN": token})
+
+
+def _checked_token(token: str | None) -> str:
+    token = os.environ.get("LABEL_TOKEN", "") if token is None else token
+    if not re.fullmatch(r"[\w-]{8,}" if token else "", token, re.ASCII):
+        raise ValueError("the token must be at least 8 letters, digits, - or _")
+    return token
+
+
+def _python_of(environment: Path) -> Path:
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.is_file():
+        raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
+    return python
 
 
 def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,32 +70,48 @@ def read_split(
     """
     root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
     patients: dict[str, str] = {}
+    listed: dict[str, list[str]] = {}
     if _is_datalist(root):
-        lists, patients = _datalist(root)
-        lists["test"] = [case for case in lists["test"] if "label" in case]
-        found = {case["case"]: [case] for cases in lists.values() for case in cases}
+        listed, found, patients = _labelled(root)
     else:
-        lists = {}
         found = {folder.name: _cases_of(folder, frames) for folder in folders_in(existing_folder(root))}
     if split_file:
         names = read_split_file(split_file)
-    elif lists.get("validation"):
-        names = {split: [case["case"] for case in lists[split]] for split in SPLITS}
+    elif listed.get("validation"):
+        names = listed
     else:
-        tested = {case["case"] for case in lists.get("test", [])}
-        names = _drawn(
-            [name for name in found if name not in tested], patients, root=root, fraction=validation, seed=seed
-        )
-        names["test"] = sorted(tested)
-    if unknown := [name for split in SPLITS for name in names[split] if name not in found]:
+        names = _drawn(found, listed.get("test", []), patients, root=root, fraction=validation, seed=seed)
+    _check_cases(names, found, root, patients=patients, source=split_file or root, frames=frames)
+    cases = {split: [case for name in names[split] for case in found[name]] for split in SPLITS}
+    check_names(chain.from_iterable(cases.values()))
+    return cases
+
+
+def _labelled(path: Path) -> tuple[dict[str, list[str]], dict[str, list[Case]], dict[str, str]]:
+    """Returns the names that a datalist lists, their cases, and their patients as far as it tells them."""
+    lists, patients = _datalist(path)
+    lists["test"] = [case for case in lists["test"] if "label" in case]
+    names = {split: [case["case"] for case in cases] for split, cases in lists.items()}
+    return names, {case["case"]: [case] for case in chain.from_iterable(lists.values())}, patients
+
+
+def _check_cases(
+    names: Mapping[str, Sequence[str]],
+    found: Mapping[str, Sequence[Case]],
+    root: Path,
+    *,
+    patients: Mapping[str, str],
+    source: str | Path,
+    frames: Sequence[str],
+) -> None:
+    """Refuses a split with a case that is not there or has no files, and one that divides a patient."""
+    listed = [*chain.from_iterable(names[split] for split in SPLITS)]
+    if unknown := [name for name in listed if name not in found]:
         raise InputError((name, str(root), "the split file names it, there is no such case") for name in unknown)
-    check_patients(names, source=split_file or root, patients=patients)
-    if bad := [name for split in SPLITS for name in names[split] if not found[name]]:
+    check_patients(names, source=source, patients=patients)
+    if bad := [name for name in listed if not found[name]]:
         rule = "holds neither imaging and segmentation nor an Info.cfg with the frames " + ", ".join(frames)
         raise InputError((name, str(root / name), rule) for name in bad)
-    cases = {split: [case for name in names[split] for case in found[name]] for split in SPLITS}
-    check_names(case for split in SPLITS for case in cases[split])
-    return cases
 
 
 def _is_datalist(path: Path) -> bool:
@@ -124,14 +141,20 @@ def _frames(folder: Path, frames: Sequence[str]) -> Iterator[tuple[str, Path, Pa
 
 
 def _drawn(
-    names: Sequence[str], patients: Mapping[str, str], *, root: Path, fraction: float, seed: int
+    names: Iterable[str],
+    tested: Collection[str],
+    patients: Mapping[str, str],
+    *,
+    root: Path,
+    fraction: float,
+    seed: int,
 ) -> dict[str, list[str]]:
-    groups = by_patient(names, patients)
+    groups = by_patient([name for name in names if name not in tested], patients)
     if len(groups) < 2:
         raise InputError([("", str(root), f"needs cases of two patients or more to train, holds {len(groups)}")])
     shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
     count = max(1, round(fraction * len(groups)))
-    return expanded({"training": shuffled[count:], "validation": shuffled[:count], "test": []}, groups)
+    return expanded({"training": shuffled[count:], "validation": shuffled[:count]}, groups) | {"test": sorted(tested)}
 
 
 def _datalist(path: Path, *, labelled: bool = True) -> tuple[dict[str, list[Case]], dict[str, str]]:
@@ -141,24 +164,30 @@ def _datalist(path: Path, *, labelled: bool = True) -> tuple[dict[str, list[Case
     """
     rule = "must hold a list of cases under 'training' and, if wanted, 'validation' and 'test'"
     content = lists_of(read_json(path, kind="datalist"), path, known=SPLITS, needed=["training"], rule=rule)
-    lists: dict[str, list[Case]] = {split: [] for split in SPLITS}
+    lists: dict[str, list[Case]] = {}
     patients: dict[str, str] = {}
     for split in SPLITS:
+        cases = lists.setdefault(split, [])
         keys = ("image", "label") if labelled and split != "test" else ("image",)
         for entry in content[split]:
             record = {"image": entry} if isinstance(entry, str) and split == "test" else entry
-            if not isinstance(record, dict) or not all(_is_text(record.get(key)) for key in keys):
+            if not _has_texts(record, keys):
                 raise InputError([("", str(path), f"every record in {split} must have an {' and a '.join(keys)}")])
-            files = {key: str((path.parent / record[key]).absolute()) for key in ("image", "label") if record.get(key)}
-            case = record.get("case") or stem(Path(files["image"]))
-            lists[split].append({"case": case} | files)
-            patients.update((case, str(record[key])) for key in PATIENT if record.get(key) is not None)
-    check_names((case for cases in lists.values() for case in cases), source=path)
+            case = _case(record, path.parent)
+            cases.append(case)
+            patients.update((case["case"], str(record[key])) for key in PATIENT if record.get(key) is not None)
+    check_names(chain.from_iterable(lists.values()), source=path)
     return lists, patients
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+def _case(record: Mapping[str, Any], folder: Path) -> Case:
+    """The case of a datalist's record."""
+    files = {key: str((folder / record[key]).absolute()) for key in ("image", "label") if record.get(key)}
+    return {"case": record.get("case") or stem(Path(files["image"]))} | files
+
+
+def _has_texts(record: Any, keys: Iterable[str]) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(key), str) and record[key] for key in keys)
 
 
 def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:
@@ -202,20 +231,25 @@ def find_scans(
         lists, _ = _datalist(root, labelled=False)
         counts = ", ".join(f"{len(cases)} of {split}" for split, cases in lists.items() if cases)
         logger.info("%s: every list is taken, %s", root, counts)
-        found = [case for cases in lists.values() for case in cases]
+        found = [*chain.from_iterable(lists.values())]
     elif (scan := single_scan(root)) is not None:
         found = [{"case": scan.parent.name if stem(scan).lower() == "imaging" else stem(scan), "image": str(scan)}]
     else:
-        alone = _cases_of(existing_folder(root), frames)
-        cases = {folder: _cases_of(folder, frames) for folder in folders_in(root)}
-        check_folders(cases, [folder for folder, held in cases.items() if held])
-        found = [case for held in cases.values() for case in held] + alone
-        flat = [] if alone else scans_in(root, others=[case["case"] for case in found])
-        found += [{"case": stem(path), "image": str(path)} for path in flat]
+        found = _scans_of(existing_folder(root), frames)
     if not found:
         raise InputError([("", str(root), f"holds neither cases nor a volume {' '.join(SUFFIXES)}")])
     check_names(found)
     return [{"case": case["case"], "image": case["image"]} for case in found]
+
+
+def _scans_of(root: Path, frames: Sequence[str]) -> list[Case]:
+    """Lists the cases of a folder and of those in it, and the volumes in it unless it is that of one case."""
+    alone = _cases_of(root, frames)
+    cases = {folder: _cases_of(folder, frames) for folder in folders_in(root)}
+    check_folders(cases, [folder for folder, held in cases.items() if held])
+    found = [*chain.from_iterable(cases.values()), *alone]
+    flat = [] if alone else scans_in(root, others=[case["case"] for case in found])
+    return found + [{"case": stem(path), "image": str(path)} for path in flat]
 
 
 def root_folder(dataset_dir: str | Path) -> str:

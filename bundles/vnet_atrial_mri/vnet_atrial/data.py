@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,26 +65,33 @@ def read_split(
         named = read_split_file(split_file)
         check_patients(named, source=split_file)
     else:
-        groups = by_patient(list(folders))
-        if len(groups) < 2:
-            raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
-        labelled = [folder for folder in folders.values() if find_volume(folder, image) or find_volume(folder, label)]
-        check_folders(folders.values(), labelled)
-        shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
-        count = max(1, round(validation * len(groups)))
-        named = expanded({"training": shuffled[count:], "validation": shuffled[:count]}, groups)
+        named = _drawn(list(folders), root, fraction=validation, seed=seed)
+        check_folders(folders.values(), [f for f in folders.values() if find_volume(f, image) or find_volume(f, label)])
+    listed = _listed(named, folders, root)
+    cases = {name: _case(folders[name], image=image, label=label) for name in listed}
+    check_names(map(cases.__getitem__, listed))
+    return {split: [cases[name] for name in named[split]] for split in SPLITS}
+
+
+def _listed(named: Mapping[str, Sequence[str]], folders: Mapping[str, Path], root: Path) -> list[str]:
+    """Returns the names in all lists, each of which must have a folder."""
     listed = [name for split in SPLITS for name in named[split]]
     if absent := [(name, str(root / name), "has no folder") for name in listed if name not in folders]:
         raise InputError(absent)
-    found = {
-        split: [
-            {"case": name, "image": _volume(folders[name], image), "label": _volume(folders[name], label)}
-            for name in named[split]
-        ]
-        for split in SPLITS
-    }
-    check_names(case for cases in found.values() for case in cases)
-    return found
+    return listed
+
+
+def _case(folder: Path, *, image: str, label: str) -> dict[str, str]:
+    return {"case": folder.name, "image": _volume(folder, image), "label": _volume(folder, label)}
+
+
+def _drawn(names: list[str], root: Path, *, fraction: float, seed: int) -> dict[str, list[str]]:
+    groups = by_patient(names)
+    if len(groups) < 2:
+        raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
+    shuffled = [str(name) for name in np.random.RandomState(seed).permutation(sorted(groups))]
+    count = max(1, round(fraction * len(groups)))
+    return expanded({"training": shuffled[count:], "validation": shuffled[:count]}, groups)
 
 
 def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[str, str]]:

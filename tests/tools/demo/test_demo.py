@@ -20,12 +20,11 @@ from tools import BUNDLES, REPO
 from tools.demo.cli import (
     Stage,
     demo,
-    fingerprint,
     run,
     stages,
     write_results,
 )
-from tools.demo.data import link_cases, prepare_data
+from tools.demo.data import fingerprint, link_cases, prepare_data
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case
 
@@ -307,26 +306,34 @@ def test_unknown_bundle_is_named(tmp_path: Path) -> None:
         demo("vnet", output=str(tmp_path))
 
 
-def small_demo(bundle: str) -> dict[str, Any]:
-    """The recipe of a demo with the sizes of the workflow tests and one epoch a training; places stay."""
-    content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
-    sizes = {**known["phantoms"], "cases": 5}
-    phantoms = content["phantoms"]
+def shrink(phantoms: dict[str, Any], sizes: dict[str, Any]) -> None:
+    """Makes few and small phantoms of a recipe's, and takes away the settings of stages that are no places."""
     phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "unseen": {**sizes, "seed": 2}}
     for options in (phantoms["unseen"], *phantoms.get("test_sets", {}).values()):
         options |= {**sizes, "cases": 2}
     for name, settings in phantoms["stages"].items():
         phantoms["stages"][name] = {key: value for key, value in settings.items() if "{output}" in str(value)}
+
+
+def sizes_of(files: list[str], *, flows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The overrides of the workflow test with these config files, or else with these first; none if there is none."""
+    stems = [name.removesuffix(".yaml") for name in files]
+    like = [flow for flow in flows if flow["files"] == stems]
+    like = like or [flow for flow in flows if flow["files"][: len(stems)] == stems]
+    found: dict[str, Any] = min(like, key=lambda flow: "variant_of" in flow)["overrides"] if like else {}
+    return found
+
+
+def small_demo(bundle: str) -> dict[str, Any]:
+    """The recipe of a demo with the sizes of the workflow tests and one epoch a training; places stay."""
+    content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
+    shrink(content["phantoms"], {**known["phantoms"], "cases": 5})
     for stage in content["stages"]:
         files = [str(REPO / "bundles" / bundle / "configs" / name) for name in stage["config"]]
         config = ConfigParser.load_config_files(files)
         small: dict[str, Any] = dict(known["tiny"])
         for extra in content.get("compare", {"": []}).values():
-            stems = [name.removesuffix(".yaml") for name in [*stage["config"], *extra]]
-            flows = list(known["workflows"].values())
-            like = [flow for flow in flows if flow["files"] == stems]
-            like = like or [flow for flow in flows if flow["files"][: len(stems)] == stems]
-            small |= min(like, key=lambda flow: "variant_of" in flow)["overrides"] if like else {}
+            small |= sizes_of([*stage["config"], *extra], flows=list(known["workflows"].values()))
         small = {key: value for key, value in small.items() if "#" not in key or key.partition("#")[0] in config}
         once = {"max_epochs": 1} if stage["run"] == "training" else {}
         stage["settings"] = small | {"device": "cpu"} | once | stage["settings"]

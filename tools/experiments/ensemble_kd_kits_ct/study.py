@@ -20,7 +20,8 @@ import torch
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.demo.cli import Stage, fingerprint, run
+from tools.demo.cli import Stage, run
+from tools.demo.data import fingerprint
 from tools.shared.files import atomic_write
 
 BUNDLE = REPO / "bundles" / Path(__file__).parent.name

@@ -134,15 +134,27 @@ def read_split(
     root = existing_folder(dataset_dir)
     folders = _case_folders(root, sequences)
     if split_file is None:
-        groups = by_patient(list(folders))
-        if len(groups) < 2:
-            raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
-        check_folders(folders.values(), [path for path in folders.values() if _is_case(path, [*sequences, "label"])])
+        groups = _patients(folders, root, sequences)
         leaders = {name: folder for name, folder in folders.items() if name in groups}
         named = expanded(_drawn(leaders, validation=validation, seed=seed), groups)
     else:
         named = read_split_file(split_file)
         check_patients(named, source=split_file)
+    return _cases(named, folders, root, sequences=sequences)
+
+
+def _patients(folders: Mapping[str, Path], root: Path, sequences: Sequence[str]) -> dict[str, list[str]]:
+    """The cases of every patient, of whom there must be two; all folders must be cases if some are."""
+    groups = by_patient(list(folders))
+    if len(groups) < 2:
+        raise InputError([("", str(root), f"needs the folders of two patients or more, holds {len(groups)}")])
+    check_folders(folders.values(), [path for path in folders.values() if _is_case(path, [*sequences, "label"])])
+    return groups
+
+
+def _cases(
+    named: Mapping[str, Sequence[str]], folders: Mapping[str, Path], root: Path, *, sequences: Sequence[str]
+) -> dict[str, list[Case]]:
     listed = [name for split in SPLITS for name in named[split]]
     if absent := [(name, str(root / name), "has no folder") for name in listed if name not in folders]:
         raise InputError(absent)
@@ -193,26 +205,33 @@ def find_scans(dataset_dir: str | Path, *, sequences: Sequence[str]) -> list[Cas
     path = Path(dataset_dir).absolute()
     if single_scan(path, suffixes=SUFFIXES) is not None:
         single_scan(path, suffixes=SUFFIXES, others=_starts(path.parent, sequences))
-        return [_scan(path, [name for name in (*ENDINGS, *sequences) if name != "label"])]
+        return [_scan(path, _all_but_label(sequences))]
     root = existing_folder(dataset_dir)
     folders = _case_folders(root, sequences).values()
     found = [folder for folder in folders if _is_case(folder, sequences)]
     check_folders(folders, found)
     found += [root] if _is_case(root, sequences) else []
     cases = [case for folder in found for case in _scans_beside(folder, sequences)]
-    every = [*ENDINGS, *sequences]
-    others = {case["case"] for case in cases} | _starts(root, sequences)
-    volumes = scans_in(root, suffixes=SUFFIXES, others=others)
-    cases += [_scan(path, sequences) for path in volumes if _beginning(path, every) is None]
+    cases += _volumes(root, sequences, others={case["case"] for case in cases})
     if not cases:
         raise InputError([("", str(root), f"holds neither cases with {', '.join(sequences)} nor a volume *.nii.gz")])
     check_names(cases)
     return cases
 
 
+def _all_but_label(sequences: Sequence[str]) -> list[str]:
+    return [name for name in (*ENDINGS, *sequences) if name != "label"]
+
+
+def _volumes(root: Path, sequences: Sequence[str], *, others: set[str]) -> list[Case]:
+    """The volumes of all sequences in a folder; `others` are the scans there of which each sequence is a file."""
+    volumes = scans_in(root, suffixes=SUFFIXES, others=others | _starts(root, sequences))
+    return [_scan(path, sequences) for path in volumes if _beginning(path, [*ENDINGS, *sequences]) is None]
+
+
 def _starts(folder: Path, sequences: Sequence[str]) -> set[str]:
     """Names of the scans whose sequences lie side by side in a folder, to which results and labels may belong."""
-    names = [name for name in (*ENDINGS, *sequences) if name != "label"]
+    names = _all_but_label(sequences)
     found = {_beginning(path, names) for path in (visible(folder) if folder.is_dir() else [])}
     return {start.rstrip("_-") for start in found if start is not None} | ({folder.name} if found - {None} else set())
 
