@@ -1,4 +1,4 @@
-"""Every situation of the table `tests/contract/situations` ends right or is refused; in process, unless its module says more."""
+"""Every situation of `tests/contract/situations` ends right or is refused; in process, unless its module says more."""
 
 from __future__ import annotations
 
