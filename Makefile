@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup demo test check sync bench label test-label test-nightly
+.PHONY: setup demo test check complexity sync bench label test-label test-nightly
 setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -15,6 +15,13 @@ test-nightly: check
 	$(PYTEST) -m "not label" $(ARGS)
 check: .venv/test.done
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy && $(PY) -m tools check
+	$(PY) -m codespell_lib $$(git ls-files)
+	$(MAKE) complexity
+# Grade C is more than 10. radon ends with 0 whatever it finds, so what it prints decides. In a test an assertion is no branch.
+complexity: .venv/test.done
+	@found=$$($(PY) -m radon cc --min C --show-complexity bundles tools examples && \
+	  $(PY) -m radon cc --min C --show-complexity --no-assert tests) && \
+	  if [ -n "$$found" ]; then echo "$$found"; exit 1; fi
 sync:
 	$(PYTHON) -m tools sync
 bench: setup

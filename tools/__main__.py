@@ -43,6 +43,10 @@ def main() -> None:
         usage = "\n".join(["usage: python -m tools <verb> [--help]", "", *lines, ""])
         sys.stdout.write(usage)
         sys.exit(0 if verb in ("--help", "-h") else f"there is no verb {verb!r}")
+    _run(verb)
+
+
+def _run(verb: str) -> None:
     import fire
     import yaml
 

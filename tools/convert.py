@@ -12,7 +12,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,28 +231,28 @@ def load_key_map(bundle: str, role: str | None = None, *, state: State | None = 
     """
     entry = load_role(bundle, role)
     state = _built(bundle, entry) if state is None else state
-    found = {ours: list(_translations(ours, entry.rename, entry.names)) if entry.rename else [ours] for ours in state}
-    counts = Counter(theirs for translations in found.values() for theirs in translations)
-    problems = _listing("no name in the reference", (ours for ours, theirs in found.items() if not theirs))
-    problems += _listing("more than one name", (ours for ours, theirs in found.items() if len(theirs) > 1))
-    problems += _listing("name given twice", (theirs for theirs, count in counts.items() if count > 1))
-    if problems:
-        raise ValueError("\n  ".join([f"{bundle}, {role or 'its network'}: the key map does not fit", *problems]))
-    whole = {ours for ours, tensor in state.items() if not tensor.is_floating_point()}
+    names = _names(state, entry, f"{bundle}, {role or 'its network'}")
     return KeyMap(
         network=f"{bundle}, network {role}" if role else bundle,
-        names={ours: theirs for ours, (theirs,) in found.items()},
+        names=names,
         shapes={ours: tuple(tensor.shape) for ours, tensor in state.items()},
         dropped=dict(_fillings(state, entry)),
-        permuted={ours: rule for rule_of, rule in entry.permuted.items() for ours in _matching(rule_of, state, entry)},
-        later={
-            ours: torch.full_like(state[ours], value)
-            for template, value in entry.later.items()
-            for ours in _matching(template, state, entry)
-        },
-        whole=whole | {theirs for ours in whole for theirs in found[ours]},
+        permuted=dict(_matching(entry.permuted, state, entry)),
+        later={ours: torch.full_like(state[ours], value) for ours, value in _matching(entry.later, state, entry)},
+        whole={n for ours, tensor in state.items() if not tensor.is_floating_point() for n in (ours, names[ours])},
         reversed_axes=entry.reversed_axes,
     )
+
+
+def _names(state: State, role: Role, network: str) -> dict[str, str]:
+    found = {ours: list(_translations(ours, role.rename or {ours: ours}, role.names)) for ours in state}
+    counts = Counter(chain.from_iterable(found.values()))
+    problems = _listing("no name in the reference", (ours for ours, theirs in found.items() if not theirs))
+    problems += _listing("more than one name", (ours for ours, theirs in found.items() if len(theirs) > 1))
+    problems += _listing("name given twice", counts - Counter(counts.keys()))
+    if problems:
+        raise ValueError("\n  ".join([f"{network}: the key map does not fit", *problems]))
+    return {ours: theirs for ours, (theirs,) in found.items()}
 
 
 def _built(bundle: str, role: Role) -> dict[str, torch.Tensor]:
@@ -271,28 +273,25 @@ def _translations(key: str, rules: Mapping[str, str], names: Mapping[str, Mappin
     """Yields what each rule whose template fits the whole key makes of it."""
     for template, target in rules.items():
         parts = re.split(r"\{(\w+)\}", template)
-        for i in range(1, len(parts), 2):
-            parts[i - 1] = re.escape(parts[i - 1])
-            parts[i] = f"(?P<{parts[i]}>{'|'.join(map(re.escape, names.get(parts[i], ()))) or '[^.]+'})"
-        parts[-1] = re.escape(parts[-1])
+        parts[::2] = map(re.escape, parts[::2])
+        parts[1::2] = [f"(?P<{p}>{'|'.join(map(re.escape, names.get(p, ()))) or '[^.]+'})" for p in parts[1::2]]
         if match := re.fullmatch("".join(parts), key):
-            yield target.format(
-                **{name: names.get(name, {}).get(part, part) for name, part in match.groupdict().items()}
-            )
+            named = {name: names.get(name, {}).get(part, part) for name, part in match.groupdict().items()}
+            yield target.format(**named)
 
 
-def _matching(template: str, state: State, role: Role) -> Iterable[str]:
-    """Yields our names that fit a template."""
-    return (name for name in state if any(_translations(name, {template: template}, role.names)))
+def _matching(rules: Mapping[str, Any], state: State, role: Role) -> Iterable[tuple[str, Any]]:
+    """Yields our names that fit a rule's template, with the rule."""
+    for template, rule in rules.items():
+        yield from ((name, rule) for name in state if any(_translations(name, {template: template}, role.names)))
 
 
 def _fillings(state: State, role: Role) -> Iterable[tuple[str, torch.Tensor]]:
     """Yields name and initial value of each dead parameter of the reference."""
-    for template, rule in role.dropped.items():
-        for ours, tensor in state.items():
-            shape = [size * rule.times if axis < 2 else size for axis, size in enumerate(tensor.shape)]
-            for theirs in _translations(ours, {template: rule.key}, role.names):
-                yield theirs, torch.full(shape, rule.value)
+    for (template, rule), (ours, tensor) in product(role.dropped.items(), state.items()):
+        shape = [size * rule.times if axis < 2 else size for axis, size in enumerate(tensor.shape)]
+        for theirs in _translations(ours, {template: rule.key}, role.names):
+            yield theirs, torch.full(shape, rule.value)
 
 
 def _listing(title: str, items: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every situation of the table `tests/situations` ends right or is refused; in process, unless its module says more."""
+"""Every situation of `tests/contract/situations` ends right or is refused; in process, unless its module says more."""
 
 from __future__ import annotations
 
@@ -35,32 +35,46 @@ def test_situation(
     situation.make(scene)
     if isinstance(situation.wanted, Same):
         run(bundle, command, data=scene.data, folder=scene.folder, **scene.options)
-        where = situation.wanted.files or (lambda *_: (Path(case["image"]), clean))
-        file, expected = where(scene, clean)
-        mask = LoadImage(image_only=True)(
-            prediction(scene.folder / "eval", {**case, "image": str(file)}, data=scene.data)
-        )
-        np.testing.assert_array_equal(mask.numpy(), expected)
-        assert 0 < np.count_nonzero(expected) < expected.size
+        check_mask(situation.wanted, scene, clean=clean)
         return
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         run(bundle, command, data=scene.data, folder=scene.folder, **scene.options)
     message = message_of(caught.value)
     parts = [part.format(case=case["case"], file=case["image"], data=data) for part in situation.wanted.parts]
-    masks = [path for path in (scene.folder / "eval").rglob("*") if path.suffix in (".gz", ".nii", ".nrrd")]
-    masks = [path for path in masks if "_previous." not in path.name]
     if isinstance(situation.wanted, Refused):
         assert any(all(part in line for part in parts) for line in message.splitlines()), message
-        assert masks == []
+        assert masks_in(scene.folder / "eval") == []
         return
     assert isinstance(situation.wanted, Failed)
-    (table,) = [path for name in ("report.csv", "metrics.csv") if (path := scene.folder / "eval" / name).is_file()]
-    with table.open(newline="", encoding="utf-8") as file_:
-        rows = {row["case"]: row for row in csv.DictReader(file_)}
-    assert all(part in rows[case["case"]]["error"] for part in parts)
-    assert [name for name, row in rows.items() if row["error"]] == [case["case"]]
-    assert f"1 of {len(rows)} cases failed" in message.splitlines()[-1]
-    assert len(masks) == len(rows) - 1
+    rows = check_table(scene.folder / "eval", case["case"], parts=parts)
+    assert f"1 of {rows} cases failed" in message.splitlines()[-1]
+
+
+def check_mask(wanted: Same, scene: Scene, *, clean: Any) -> None:
+    """The mask of the first validation case is the one that is wanted, and not empty."""
+    case = scene.cases["validation"][0]
+    where = wanted.files or (lambda *_: (Path(case["image"]), clean))
+    file, expected = where(scene, clean)
+    mask = LoadImage(image_only=True)(prediction(scene.folder / "eval", {**case, "image": str(file)}, data=scene.data))
+    np.testing.assert_array_equal(mask.numpy(), expected)
+    assert 0 < np.count_nonzero(expected) < expected.size
+
+
+def check_table(folder: Path, case: str, *, parts: list[str]) -> int:
+    """One case alone has an error, with these parts, all others have masks; the number of cases."""
+    (table,) = [path for name in ("report.csv", "metrics.csv") if (path := folder / name).is_file()]
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    assert all(part in rows[case]["error"] for part in parts)
+    assert [name for name, row in rows.items() if row["error"]] == [case]
+    assert len(masks_in(folder)) == len(rows) - 1
+    return len(rows)
+
+
+def masks_in(folder: Path) -> list[Path]:
+    """The masks of a run, without those that an earlier run left."""
+    found = [path for path in folder.rglob("*") if path.suffix in (".gz", ".nii", ".nrrd")]
+    return [path for path in found if "_previous." not in path.name]
 
 
 def clean_mask(scene: Scene, case: Any) -> Any:

@@ -64,6 +64,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
         self.addresses += [given[name] for name in ("src", "href", "srcset", "action", "data") if name in given]
+        self._note(tag, given)
+        if tag not in VOID:
+            self.place.append(tag)
+
+    def _note(self, tag: str, given: dict[str, str]) -> None:
         if tag == "img":
             self.images.append(given["src"])
         if tag == "g":
@@ -75,8 +80,6 @@ class Page(HTMLParser):
             self.rows.setdefault(self.table, []).append([])
         if tag in ("td", "th"):
             self.rows[self.table][-1].append("")
-        if tag not in VOID:
-            self.place.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:

@@ -54,11 +54,16 @@ class Shares(nn.Module):
             words = {name: tensor[share::SHARES] for name, tensor in named.items()}
             tensors = tuple(tensor[share::SHARES] for tensor in batch)
             outputs.append(functional_call(self.module, copies if share else {}, tensors, words))
-        if isinstance(outputs[0], Mapping):  # losses
-            return {name: torch.stack([output[name] for output in outputs]).mean() for name in outputs[0]}
-        if isinstance(outputs[0], Sequence):
-            return [_dealt(parts) for parts in zip(*outputs, strict=True)]
-        return _dealt(outputs)
+        return _together(outputs)
+
+
+def _together(outputs: Sequence[Any]) -> Any:
+    """What the shares give, as one: means of losses, and all else in the order of the batch."""
+    if isinstance(outputs[0], Mapping):  # losses
+        return {name: torch.stack([output[name] for output in outputs]).mean() for name in outputs[0]}
+    if isinstance(outputs[0], Sequence):
+        return [_dealt(parts) for parts in zip(*outputs, strict=True)]
+    return _dealt(outputs)
 
 
 def _dealt(parts: Sequence[torch.Tensor]) -> torch.Tensor:

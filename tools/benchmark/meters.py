@@ -38,7 +38,7 @@ def timed(work: Work, device: torch.device) -> Time:
 def prompt_heap() -> Iterator[None]:
     """Let what is freed leave the process at once, so that resident memory is memory in use.
 
-    Meanwhile glibc gives every block over 64 KiB pages of its own. Afterwards it keeps freed blocks for re-use up to
+    Meanwhile glibc gives every block over 64 KiB pages of its own. Afterwards it keeps freed blocks for reuse up to
     the limits that its adaptive rule reaches by itself in a process that frees large tensors; holes that this leaves
     in the heap blur a second use a little. Without glibc nothing happens.
     """
@@ -56,7 +56,7 @@ def restart_memory(device: torch.device) -> int | None:
     """Forget the peak memory so far and return what is in use.
 
     Garbage is collected and free heap pages go back to the system first, or they would be taken for memory in use, and
-    their re-use would go unseen.
+    their reuse would go unseen.
 
     Args:
         device: CUDA: what PyTorch's allocator has handed out. CPU: resident memory of this process as the Linux kernel

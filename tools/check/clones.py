@@ -7,6 +7,7 @@ import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from io import StringIO
+from typing import TypeGuard
 
 from tools.check.model import Bundle, Finding, Source, bundle_rule
 from tools.sync import FOLDER
@@ -58,14 +59,15 @@ def _lines(source: Source) -> list[Line]:
     for token in tokenize.generate_tokens(StringIO(source.text).readline):
         if token.type not in _LAYOUT:
             lines[token.start[0]].append(token.string)
-    for node in ast.walk(source.tree):
-        if isinstance(node, (ast.Import, ast.ImportFrom)) or (isinstance(node, ast.Expr) and _is_text(node)):
-            for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
-                lines.pop(number, None)
+    for node in filter(_is_no_code, ast.walk(source.tree)):
+        for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+            lines.pop(number, None)
     texts = ((number, " ".join(tokens)) for number, tokens in sorted(lines.items()))
     return [(number, text) for number, text in texts if any(map(str.isalnum, text))]
 
 
-def _is_text(node: ast.Expr) -> bool:
-    """Tell whether a statement is a docstring or another string that stands alone."""
-    return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _is_no_code(node: ast.AST) -> TypeGuard[ast.stmt]:
+    """Tell whether a node is an import, a docstring or another string that stands alone."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return isinstance(node, (ast.Import, ast.ImportFrom))

@@ -117,18 +117,18 @@ def writable_prediction(bundle: Bundle) -> Iterator[Finding]:
     """
     config = bundle.config(INFERENCE)
     transforms = expand(config, config.get("postprocessing"), path=("postprocessing",))
-    if isinstance(transforms, dict):
-        transforms = transforms.get("transforms")
+    transforms = transforms.get("transforms") if isinstance(transforms, dict) else transforms
     if not isinstance(transforms, list):
         yield INFERENCE, "postprocessing is no plain list of transforms"
         return
-    of_pred = [t for t in transforms if isinstance(t, dict) and "pred" in _keys(t) and t.get("_disabled_") is not True]
-    last = next((t for t in reversed(of_pred) if _name(t) != "SaveImaged"), {})
-    if not _dtype(last.get("dtype", CASTS.get(_name(last)))).endswith(WRITABLE) or _name(last) not in CASTS:
+    last: Config = {}
+    for transform in filter(_changes_pred, transforms):
+        if _name(transform) != "SaveImaged":
+            last = transform
+        elif not _dtype(transform.get("output_dtype", "float32")).endswith(WRITABLE):
+            yield INFERENCE, f"SaveImaged writes {transform['output_dtype']}, not uint8 or float32"
+    if not _casts_to_writable(last):
         yield INFERENCE, f"postprocessing ends in {_name(last) or 'nothing'}, not in a cast of pred to uint8 or float32"
-    for save in of_pred:
-        if _name(save) == "SaveImaged" and not _dtype(save.get("output_dtype", "float32")).endswith(WRITABLE):
-            yield INFERENCE, f"SaveImaged writes {save['output_dtype']}, not uint8 or float32"
 
 
 def _clashes(bundle: Bundle, base: str, file: str) -> list[str]:
@@ -151,6 +151,15 @@ def _name(transform: Config) -> str:
 def _keys(transform: Config) -> list[Any]:
     keys = transform.get("keys", [])
     return keys if isinstance(keys, list) else [keys]
+
+
+def _changes_pred(transform: Any) -> bool:
+    return isinstance(transform, dict) and "pred" in _keys(transform) and transform.get("_disabled_") is not True
+
+
+def _casts_to_writable(transform: Config) -> bool:
+    name = _name(transform)
+    return name in CASTS and _dtype(transform.get("dtype", CASTS[name])).endswith(WRITABLE)
 
 
 def _dtype(value: Any) -> str:

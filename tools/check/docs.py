@@ -12,7 +12,7 @@ from tools.check.model import Bundle, Finding, Folder, Repository, bundle_rule, 
 
 CARD = "docs/README.md"
 CARD_LINES = 150
-LINK = re.compile(r"\]\(([^)#:\s]+)[)#]")
+LINK = re.compile(r"\]\((?!(?:\.\./)+actions/)([^)#:\s]+)[)#]")  # but those to GitHub's own pages
 PATH = re.compile(r"(?<![\w/.<>$}{-])((?:bundles|configs|docs|examples|tests|tools)/[\w./*-]*[\w*])(?![\w./*-]*[$<{])")
 MODULE = re.compile(r"-m (tools\.[\w.]*\w)")
 VERB = re.compile(r"-m tools ([a-z]\w*)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from tools import REPO
-from tools.demo.data import prepare_data
+from tools.demo.data import fingerprint, prepare_data
 from tools.demo.outputs import check_settings, write_bundle, write_studies
 from tools.demo.stages import Places, Recipe, Stage, settings_of, stages
 from tools.demo.tables import Rows, comparison, read_metrics, table
@@ -82,14 +81,6 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
         lines,
         output,
     )
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over the configs and the Python files of the bundle in `folder`."""
-    digest = hashlib.sha256()
-    for file in sorted([*folder.glob("configs/*"), *folder.glob("*/*.py")]):
-        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:

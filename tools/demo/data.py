@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,14 @@ from tools.shared.files import write_text
 HELD_OUT = 0.2
 
 Recipe = Mapping[str, Any]
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the configs and the Python files of the bundle in `folder`."""
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("configs/*"), *folder.glob("*/**/*.py")]):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def prepare_data(bundle: str, recipe: Recipe, *, data: str | None, output: Path) -> dict[str, str]:

@@ -17,8 +17,8 @@ import yaml
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.demo.cli import collect, fingerprint, run
-from tools.demo.data import prepare_data
+from tools.demo.cli import collect, run
+from tools.demo.data import fingerprint, prepare_data
 from tools.demo.stages import stages
 from tools.demo.tables import Rows
 from tools.shared.files import write_text

@@ -126,7 +126,8 @@ def protect(application: FastAPI, *, origins: Sequence[str], hosts: Sequence[str
     MONAI Label lets the pages of every site in; its own setting, MONAI_LABEL_CORS_ORIGINS, ends it at the start.
     """
     for middleware in application.user_middleware:
-        if middleware.cls is CORSMiddleware:  # type: ignore[comparison-overlap]  # its type is that of a factory
+        kind: object = middleware.cls  # its type is that of a factory
+        if kind is CORSMiddleware:
             middleware.kwargs["allow_origins"] = [*origins]
     application.user_middleware.insert(0, Middleware(Guard, origins=origins, hosts=hosts, token=token))
     application.dependency_overrides[get_current_user] = checked

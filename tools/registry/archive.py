@@ -62,14 +62,18 @@ def content_problems(folder: Path, release: Release) -> list[str]:
         problems += _metadata_problems(folder / "configs/metadata.json", release)
     for path in sorted(path for path in folder.rglob("*") if path.suffix in _WEIGHTS and path.is_file()):
         try:
-            state = state_dict(read_checkpoint(path))
-            whole = {name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())}
-            found = unusable(state, whole=whole)
+            found = _unusable_weights(path)
             problems += [f"{path.relative_to(folder)}: {name} is NaN, infinite or complex" for name in found]
         except ValueError as error:
             reason = str(error).removeprefix(f"{path}: ")
             problems.append(f"{path.relative_to(folder)} is no plain state dict: {reason}")
     return problems
+
+
+def _unusable_weights(path: Path) -> list[str]:
+    state = state_dict(read_checkpoint(path))
+    whole = {name for name, value in state.items() if not (value.is_floating_point() or value.is_complex())}
+    return list(unusable(state, whole=whole))
 
 
 def _member_problems(archive: zipfile.ZipFile, name: str) -> Iterator[str]:
@@ -79,23 +83,26 @@ def _member_problems(archive: zipfile.ZipFile, name: str) -> Iterator[str]:
     if len(entries) > MOST_MEMBERS:
         yield f"it has more than {MOST_MEMBERS} members"
     for entry in entries:
-        parts = entry.filename.rstrip("/").split("/")
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        if re.match(r"/|[A-Za-z]:", entry.filename) or "\\" in entry.filename:
-            yield f"{entry.filename}: an absolute path, or one of another system"
-        elif {"", ".", ".."} & set(parts):
-            yield f"{entry.filename}: the path leaves its folder"
-        elif parts[0] != name or (len(parts) == 1 and not entry.is_dir()):
-            yield f"{entry.filename}: not in the one folder {name}/"
-        elif reason := unportable(entry.orig_filename):
+        if reason := _problem_of_entry(entry, name):
             yield f"{entry.filename[:LONGEST_PATH]}: {reason}"
-        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            yield f"{entry.filename}: a link or device, not a plain file"
-        elif entry.flag_bits & 1:
-            yield f"{entry.filename}: encrypted"
     rule = "the files of a release are stored as they are"
     yield from (f"{path}: {reason}, {rule}" for path, reason in growing(archive))
     yield from (f"{path}: {reason}" for path, reason in collisions(archive))
+
+
+def _problem_of_entry(entry: zipfile.ZipInfo, name: str) -> str | None:
+    parts = entry.filename.rstrip("/").split("/")
+    if re.match(r"/|[A-Za-z]:", entry.filename) or "\\" in entry.filename:
+        return "an absolute path, or one of another system"
+    if {"", ".", ".."} & set(parts):
+        return "the path leaves its folder"
+    if parts[0] != name or (len(parts) == 1 and not entry.is_dir()):
+        return f"not in the one folder {name}/"
+    if reason := unportable(entry.orig_filename):
+        return reason
+    if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a link or device, not a plain file"
+    return "encrypted" if entry.flag_bits & 1 else None
 
 
 def unportable(path: str) -> str | None:

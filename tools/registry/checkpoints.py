@@ -74,14 +74,21 @@ def state_dict(checkpoint: object, *, keys: Sequence[str] = (), parts: Sequence[
     """
     content = checkpoint if isinstance(checkpoint, Mapping) else {}
     for state in (*(content[key] for key in keys if key in content), content):
-        if not parts and _is_state(state):
-            return dict(state)
-        if parts and isinstance(state, Mapping) and state.keys() == set(parts) and all(map(_is_state, state.values())):
-            return {f"{part}.{key}": state[part][key] for part in parts for key in state[part]}
+        if (found := _joined(state, parts)) is not None:
+            return found
     wanted = f", neither as a whole nor under {', '.join(keys)}" if keys else ""
     several = f" for each of {', '.join(parts)}" if parts else ""
     held = ", ".join(map(str, content)) or "nothing named"
     raise ValueError(f"no state dict{several}{wanted}; the file holds {held}")
+
+
+def _joined(state: Any, parts: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    """A state dict, or the parts of one joined; `None` of anything else."""
+    if not parts:
+        return dict(state) if _is_state(state) else None
+    if isinstance(state, Mapping) and state.keys() == set(parts) and all(map(_is_state, state.values())):
+        return {f"{part}.{key}": state[part][key] for part in parts for key in state[part]}
+    return None
 
 
 def write_state(state: State, path: Path, *, parts: Sequence[str] = ()) -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import requests
 from github import Auth, Github, GithubException, GithubRetry, InputGitTreeElement, UnknownObjectException
+from github.GitRelease import GitRelease
 from github.GitReleaseAsset import GitReleaseAsset
 from github.Repository import Repository
 from github.Requester import (
@@ -66,44 +67,71 @@ def publish_release(
             )
             repo = client.get_repo(repository)
             base = f"{repo.html_url}/releases/download/{tag}"
-            rows = {r.stem: {"checksum": r.sha1, "source": f"{base}/{r.zip}"} for r in releases}
-            index = Path(temporary, INDEX)
-            index.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+            index = _index(Path(temporary, INDEX), releases, base=base)
             files = [index, *(folder / name for r in releases for name in (r.zip, r.sums))]
             notes = "\n".join((folder / release.notes).read_text(encoding="utf-8") for release in releases)
             _publish(repo, tag, target=target, files=files, notes=notes)
     except GithubException as error:
-        reason = error.message or (error.data or {}).get("message")
-        raise ValueError(f"GitHub refuses with status {error.status}: {reason}") from error
+        raise ValueError(f"GitHub refuses with status {error.status}: {_reason(error)}") from error
     except requests.RequestException as error:
         raise ValueError(f"{address}: cannot be reached, {error}") from error
     if not log.dry_run:
         logger.info("python -m monai.bundle download NAME --source github --repo %s/%s", repository, tag)
 
 
+def _index(path: Path, releases: Sequence[Release], *, base: str) -> Path:
+    rows = {r.stem: {"checksum": r.sha1, "source": f"{base}/{r.zip}"} for r in releases}
+    path.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    return path
+
+
+def _reason(error: GithubException) -> Any:
+    return error.message or (error.data or {}).get("message")
+
+
 def _publish(repo: Repository, tag: str, *, target: str | None, files: Sequence[Path], notes: str) -> None:
     existing = next((release for release in repo.get_releases() if release.tag_name == tag), None)
     assets = {asset.name: asset for asset in existing.get_assets()} if existing else {}
+    missing = _missing(tag, files, assets)
+    if existing and not existing.draft:
+        _check_published(tag, missing)
+        return
+    if existing:
+        _check_draft(existing, notes, surplus=assets.keys() - {path.name for path in files})
+    _put_tag(repo, tag, target=target, index=files[0].read_text(encoding="utf-8"))
+    release = existing or repo.create_git_release(tag, name=tag, message=notes, draft=True)
+    _upload(release, missing, assets)
+    release.update_release(name=tag, message=notes, draft=False)
+
+
+def _upload(release: GitRelease, files: Sequence[Path], assets: Mapping[str, GitReleaseAsset]) -> None:
+    for path in files:
+        if path.name in assets:  # what an interrupted upload leaves
+            assets[path.name].delete_asset()
+        release.upload_asset(str(path), content_type="application/octet-stream")
+
+
+def _missing(tag: str, files: Sequence[Path], assets: Mapping[str, GitReleaseAsset]) -> list[Path]:
+    """The files that a release has not, or not as a whole; what it has must be the same."""
     present = {path for path in files if path.name in assets and _is_whole(assets[path.name])}
     if other := sorted(path.name for path in present if not _is_same(assets[path.name], path)):
         raise ValueError(
             f"release {tag} exists and holds another {', '.join(other)}; nothing is replaced, take a new tag"
         )
-    if existing and not existing.draft:
-        if missing := sorted(path.name for path in set(files) - present):
-            raise ValueError(f"release {tag} is published without {', '.join(missing)}; take a new tag")
-        logger.info("release %s is published already", tag)
-        return
-    if existing and (set(assets) - {path.name for path in files} or _text(existing.body) != _text(notes)):
+    return [path for path in files if path not in present]
+
+
+def _check_published(tag: str, missing: Sequence[Path]) -> None:
+    if missing:
+        names = ", ".join(sorted(path.name for path in missing))
+        raise ValueError(f"release {tag} is published without {names}; take a new tag")
+    logger.info("release %s is published already", tag)
+
+
+def _check_draft(release: GitRelease, notes: str, *, surplus: Collection[str]) -> None:
+    if surplus or _text(release.body) != _text(notes):
+        tag = release.tag_name
         raise ValueError(f"release {tag} exists as a draft with other notes or files; remove it, or take a new tag")
-    _put_tag(repo, tag, target=target, index=files[0].read_text(encoding="utf-8"))
-    release = existing or repo.create_git_release(tag, name=tag, message=notes, draft=True)
-    for path in files:
-        if path not in present:
-            if path.name in assets:  # what an interrupted upload leaves
-                assets[path.name].delete_asset()
-            release.upload_asset(str(path), content_type="application/octet-stream")
-    release.update_release(name=tag, message=notes, draft=False)
 
 
 def _put_tag(repo: Repository, tag: str, *, target: str | None, index: str) -> None:

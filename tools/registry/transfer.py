@@ -44,9 +44,7 @@ def blocks(place: str, *, limit: int, shown: str = "") -> Iterator[bytes]:
         size = _next(arrived)
         if size is not None and size > limit:
             raise OSError(f"it has {size:,} bytes, more than {limit:,}")
-        with tqdm(
-            desc=shown, total=size, unit="B", unit_scale=True, leave=False, disable=None if shown else True
-        ) as bar:
+        with _bar(shown, size) as bar:
             while block := _next(arrived):
                 bar.update(len(block))
                 total, recent, now = total + len(block), recent + len(block), time.monotonic()
@@ -63,6 +61,10 @@ def blocks(place: str, *, limit: int, shown: str = "") -> Iterator[bytes]:
             raise OSError(f"it ends after {total:,} of {size:,} bytes")
     finally:
         stop.set()
+
+
+def _bar(shown: str, size: int | None) -> tqdm[Any]:
+    return tqdm(desc=shown, total=size, unit="B", unit_scale=True, leave=False, disable=None if shown else True)
 
 
 class _Redirects(HTTPRedirectHandler):

@@ -122,9 +122,7 @@ def load(case: Case) -> Volumes:
     from monai.transforms import LoadImage, Orientation
 
     read = LoadImage(image_only=True, ensure_channel_first=True, simple_keys=True)
-    volumes = [
-        read(str(file)) for file in (case.image, case.reference, *case.predictions.values(), *case.maps.values())
-    ]
+    volumes = list(map(read, (case.image, case.reference, *case.predictions.values(), *case.maps.values())))
     if thick_axis(volumes[0].pixdim.tolist()) is None:
         volumes = [Orientation("LPS", labels=None)(volume) for volume in volumes]
     shapes = [tuple(v.shape[1:]) for v in volumes]
@@ -135,7 +133,7 @@ def load(case: Case) -> Volumes:
     image, *masks = (np.asarray(v[0]) for v in volumes[: 2 + len(case.predictions)])
     maps = [np.asarray(v[0], dtype=np.float32) for v in volumes[2 + len(case.predictions) :]]
     reference, *predictions = (np.where(m == 255, 1, m).astype(np.int16) for m in masks)
-    x, y, z = (float(s) for s in volumes[0].pixdim)
+    x, y, z = map(float, volumes[0].pixdim)
     named = dict(zip(case.predictions, predictions, strict=True))
     return Volumes(image.astype(np.float32), reference, named, dict(zip(case.maps, maps, strict=True)), (x, y, z))
 
@@ -219,33 +217,36 @@ def draw_case(figure: FigureBase, volumes: Volumes, *, name: str, height: float)
     axes: Array = figure.subplots(len(shown), columns, squeeze=False, gridspec_kw={"height_ratios": ratios})
     figure.subplots_adjust(left=0.03, right=0.988, bottom=0.012, top=1 - HEADING / height, wspace=0.03, hspace=0.05)
     window = np.percentile(volumes.image[box], (1, 99.5))
-    arrays: list[Array] = [volumes.image, *volumes.masks]
-    highest = {heading: float(values[box].max()) for heading, values in volumes.maps.items()}
     for row, plane in zip(axes, shown, strict=True):
-        cut = tuple(plane.place if i == plane.axis else part for i, part in enumerate(box))
-        x, y = others(plane.axis)
-        steps = volumes.spacing[x], volumes.spacing[y]
-        image, reference, *predictions = (v[cut].T for v in arrays)
-        flip, after = plane.axis == 2 or not plane.letters, 2 + len(predictions)
-        for panel in row[:after]:
-            show(panel, image, steps=steps, window=window, flip=flip)
-        for panel, (heading, values) in zip(row[after:], volumes.maps.items(), strict=True):
-            window_of_map = np.array([0, highest[heading] or 1])
-            show(panel, values[cut].T, steps=steps, window=window_of_map, flip=flip, colours="inferno")
-        outline(row[1], reference, steps=steps)
-        for panel, prediction in zip(row[2:after], predictions, strict=True):
-            outline(panel, reference, steps=steps, colour="white")
-            outline(panel, prediction, steps=steps)
-        row[0].set_ylabel(plane.name, color=DIM, fontsize=9)
-        if plane.letters:
-            mark_directions(row[0], plane.letters)
+        draw_plane(row, volumes, plane=plane, box=box, window=window)
     headings = ["scan", "reference", *(f"{heading} (white: reference)" for heading in volumes.predictions)]
-    headings += [f"{heading} (0 to {most:.2g})" for heading, most in highest.items()]
+    headings += [f"{heading} (0 to {values[box].max():.2g})" for heading, values in volumes.maps.items()]
     for panel, heading in zip(axes[0], headings, strict=True):
         panel.set_title(heading, color=DIM, fontsize=9, pad=3)
-    for panel, prediction in zip(axes[0][2:after], volumes.predictions.values(), strict=True):
+    for panel, prediction in zip(axes[0][2:], volumes.predictions.values(), strict=False):  # maps come after them
         right = panel.get_position(original=True).x1
         write_scores(figure, dice(volumes.reference, prediction), at=(right, middle), step=0.27 / columns)
+
+
+def draw_plane(row: Array, volumes: Volumes, *, plane: Plane, box: Box, window: Array) -> None:
+    """Draw one row of panels: the plane's cut through the box of the labels, grey within `window`, and its maps."""
+    cut = tuple(plane.place if i == plane.axis else part for i, part in enumerate(box))
+    x, y = others(plane.axis)
+    steps = volumes.spacing[x], volumes.spacing[y]
+    image, (reference, *predictions) = volumes.image[cut].T, [mask[cut].T for mask in volumes.masks]
+    flip, after = plane.axis == 2 or not plane.letters, 2 + len(predictions)
+    for panel in row[:after]:
+        show(panel, image, steps=steps, window=window, flip=flip)
+    for panel, values in zip(row[after:], volumes.maps.values(), strict=True):
+        window_of_map = np.array([0, float(values[box].max()) or 1])
+        show(panel, values[cut].T, steps=steps, window=window_of_map, flip=flip, colours="inferno")
+    outline(row[1], reference, steps=steps)
+    for panel, prediction in zip(row[2:after], predictions, strict=True):
+        outline(panel, reference, steps=steps, colour="white")
+        outline(panel, prediction, steps=steps)
+    row[0].set_ylabel(plane.name, color=DIM, fontsize=9)
+    if plane.letters:
+        mark_directions(row[0], plane.letters)
 
 
 def write_scores(figure: FigureBase, scores: Mapping[int, float], *, at: tuple[float, float], step: float) -> None:

@@ -113,12 +113,17 @@ def read_folder(folder: Path) -> Found:
     records = sorted((_record(path) for path in _files(folder, RECORDS)), key=lambda record: record.started)
     places = sorted({path.parent for path in _files(folder, "events.out.tfevents.*")})
     trainings = [training for place in places for training in read_trainings(place, records)]
-    tables = [table for name in TABLES for path in _files(folder, name) if (table := _table(path, records))]
-    recorded = [table.rows for table in tables if table.record]
-    tables = [table for table in tables if table.record or table.rows not in recorded]  # a demo copies its table
+    tables = _tables(folder, records)
     if not (records or trainings or tables):
         raise ValueError(f"{folder}: no run has left anything here: no run_*.json, no event files, no {TABLES[0]}")
     return Found(folder, records, trainings, tables)
+
+
+def _tables(folder: Path, records: Sequence[Record]) -> list[Table]:
+    """The tables without copies, such as a demo makes of its own."""
+    tables = [table for name in TABLES for path in _files(folder, name) if (table := _table(path, records))]
+    recorded = [table.rows for table in tables if table.record]
+    return [table for table in tables if table.record or table.rows not in recorded]
 
 
 def read_trainings(place: Path, records: Sequence[Record]) -> list[Training]:
@@ -136,12 +141,15 @@ def read_trainings(place: Path, records: Sequence[Record]) -> list[Training]:
         key = record.place("state_file") if record else ""
         training = latest.get(key)
         if training is None or (point.step == 1 and point.step in training.curves.get(point.tag, {})):
-            title = record.title if record else "training"
-            again = sum(other.title.partition(" (")[0] == title for other in found)
-            training = latest[key] = Training(f"{title} ({again + 1})" if again else title)
+            training = latest[key] = _another_training(record.title if record else "training", found)
             found.append(training)
         training.curves.setdefault(point.tag, {})[point.step] = point.value
     return found
+
+
+def _another_training(title: str, found: Sequence[Training]) -> Training:
+    again = sum(other.title.partition(" (")[0] == title for other in found)
+    return Training(f"{title} ({again + 1})" if again else title)
 
 
 def _writer(point: Point, records: Sequence[Record]) -> Record | None:

@@ -54,16 +54,18 @@ def ranked(table: Table) -> list[Mapping[str, str]]:
 
 def _summed(key: tuple[str, ...], rows: Rows, score: str) -> str:
     finite = [value for row in rows if math.isfinite(value := _value(row[score]))]
-    worst = min if HIGHER.search(score) else max if LOWER.search(score) else None
     cells = [f"{len(finite)} of {len(rows)}" if len(finite) < len(rows) else str(len(rows))]
-    if finite:
-        spread = statistics.stdev(finite) if len(finite) > 1 else None
-        known = (statistics.fmean(finite), spread, statistics.median(finite), worst(finite) if worst else None)
-        cells += ["–" if value is None else fixed(value, _largest(rows, score)) for value in known]
-    else:
-        cells += ["–"] * 4
+    known = _statistics(finite, score) if finite else [None] * 4
+    cells += ["–" if value is None else fixed(value, _largest(rows, score)) for value in known]
     names = "".join(f"<td>{escape(name)}</td>" for name in (*key, score))
     return f"<tr>{names}{''.join(f'<td class=n>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _statistics(values: Sequence[float], score: str) -> list[float | None]:
+    """Mean, standard deviation, median and worst of a score, as far as they are known."""
+    worst = min if HIGHER.search(score) else max if LOWER.search(score) else None
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return [statistics.fmean(values), spread, statistics.median(values), worst(values) if worst else None]
 
 
 def _cell(text: str, largest: float | None) -> str:

@@ -83,18 +83,21 @@ def lists_of(
         InputError: when a list is missing, is none, or is unknown; then the nearest known one is named.
     """
     found: Mapping[str, Any] = content if isinstance(content, dict) else {}
-    unknown = [key for key, each in found.items() if isinstance(each, list) and key not in {*known, *METADATA}]
-    if unknown:
-        problems = []
-        for key in unknown:
-            nearest = get_close_matches(key.lower(), known, n=1, cutoff=0.3)
-            hint = f", is it '{nearest[0]}'?" if nearest else ""
-            problems.append(("", str(path), f"{rule}; '{key}' is none of {', '.join(known)}{hint}"))
-        raise InputError(problems)
+    _check_known(found, path, known=known, rule=rule)
     missing = not isinstance(content, dict) or any(name not in found for name in needed)
     if missing or not all(isinstance(found.get(name, []), list) for name in known):
         raise InputError([("", str(path), rule)])
     return {name: found.get(name, []) for name in known}
+
+
+def _check_known(found: Mapping[str, Any], path: str | Path, *, known: Sequence[str], rule: str) -> None:
+    problems = []
+    for key in (key for key, each in found.items() if isinstance(each, list) and key not in {*known, *METADATA}):
+        nearest = get_close_matches(key.lower(), known, n=1, cutoff=0.3)
+        hint = f", is it '{nearest[0]}'?" if nearest else ""
+        problems.append(("", str(path), f"{rule}; '{key}' is none of {', '.join(known)}{hint}"))
+    if problems:
+        raise InputError(problems)
 
 
 def read_split_file(path: str | Path) -> dict[str, list[str]]:

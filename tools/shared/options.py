@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -50,16 +51,22 @@ def start_run() -> None:
     files = [Path(file) for file in _as_list(called.get("config_file"))]
     problems = list(_foreign(workflow, files))
     if not problems and files:
-        values: dict[str, Any] = {}
-        own = [file for file in files if OWN_CONFIGS in (file.absolute().parent.resolve(), file.resolve().parent)]
-        shipped = _Defaults(own or files, workflow.parser)
-        every = _Defaults(files, workflow.parser) if own and own != files else shipped
-        problems = [*_overlays(workflow, set(files) - set(own) if own else (), shipped, values)]
-        problems += _options(workflow, called, values, defaults=(shipped, every))
-        for name, value in values.items():
-            workflow.parser[name] = value
+        problems = _put_right(workflow, called, files)
     if problems:
         raise InputError(problems)
+
+
+def _put_right(workflow: ConfigWorkflow, called: Mapping[str, Any], files: list[Path]) -> list[Problem]:
+    """What is wrong with settings in the user's own files and with options; the others are as their ids take them."""
+    values: dict[str, Any] = {}
+    own = [file for file in files if OWN_CONFIGS in (file.absolute().parent.resolve(), file.resolve().parent)]
+    shipped = _Defaults(own or files, workflow.parser)
+    every = _Defaults(files, workflow.parser) if own and own != files else shipped
+    problems = [*_overlays(workflow, set(files) - set(own) if own else (), shipped, values)]
+    problems += _options(workflow, called, values, defaults=(shipped, every))
+    for name, value in values.items():
+        workflow.parser[name] = value
+    return problems
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -70,16 +77,18 @@ def _call_of_monai() -> dict[str, Any]:
     """The arguments of `monai.bundle.run` that this is a step of, those of `args_file` among them."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") == "monai.bundle.scripts" and frame.f_code.co_name in (
-            "run",
-            "run_workflow",
-        ):
-            given = {key: value for key, value in frame.f_locals.items() if key in MONAIS and value is not None}
-            given |= frame.f_locals.get("override") or frame.f_locals.get("kwargs") or {}
-            file = given.pop("args_file", None)
-            return {**(ConfigParser.load_config_file(file) if isinstance(file, str) else file or {}), **given}
+        here = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if here in (("monai.bundle.scripts", "run"), ("monai.bundle.scripts", "run_workflow")):
+            return _arguments(frame.f_locals)
         frame = frame.f_back
     return {}
+
+
+def _arguments(local: Mapping[str, Any]) -> dict[str, Any]:
+    given = {key: value for key, value in local.items() if key in MONAIS and value is not None}
+    given |= local.get("override") or local.get("kwargs") or {}
+    file = given.pop("args_file", None)
+    return {**(ConfigParser.load_config_file(file) if isinstance(file, str) else file or {}), **given}
 
 
 def _foreign(workflow: ConfigWorkflow, files: Sequence[Path]) -> Iterator[Problem]:
@@ -95,6 +104,10 @@ def _foreign(workflow: ConfigWorkflow, files: Sequence[Path]) -> Iterator[Proble
             )
             yield "", str(file), f"{rule}, in a process of its own, and without the other folder in PYTHONPATH"
             return
+    yield from _foreign_metadata(workflow, metas)
+
+
+def _foreign_metadata(workflow: ConfigWorkflow, metas: Sequence[Path]) -> Iterator[Problem]:
     known = OWN_CONFIGS / "metadata.json"
     if known.is_file() and metas:
         names = [json.loads(known.read_text(encoding="utf-8")).get("name"), workflow.parser.get("_meta_::name")]
@@ -137,7 +150,6 @@ def _options(
         defaults: of the bundle's own config files, and of all, which count for ids that the former lack.
     """
     typed = _typed()
-    shipped, every = defaults
     for name in ("init_id", "final_id"):  # where Fire puts words that belong to no option
         if called.get(name) is not None and called[name] not in workflow.parser:
             rule = "belongs to no option: texts with blanks, and lists, want quotation marks around them"
@@ -148,15 +160,21 @@ def _options(
             if len(words) > 1:
                 raise UnfitError(f"is given {len(words)} times: {', '.join(words)}")
             if option not in MONAIS:
-                name = option.replace("#", "::")
-                judge = shipped if name in shipped.parser else every
-                if words and "#" in words[0] and isinstance(value, list | dict):  # MONAI has put :: into it
-                    value = DefaultParseValue(words[0])
-                fit = judge.fitted(name, value, words[0] if words else None)
-                if fit is None or fit is not value:
-                    values[name] = fit
+                _put_option_right(option.replace("#", "::"), value, values, words=words, defaults=defaults)
         except UnfitError as error:
             yield "", f"--{option}", str(error)
+
+
+def _put_option_right(
+    name: str, value: Any, values: dict[str, Any], *, words: Sequence[str], defaults: tuple[_Defaults, _Defaults]
+) -> None:
+    shipped, every = defaults
+    judge = shipped if name in shipped.parser else every
+    if words and "#" in words[0] and isinstance(value, list | dict):  # MONAI has put :: into it
+        value = DefaultParseValue(words[0])
+    fit = judge.fitted(name, value, words[0] if words else None)
+    if fit is None or fit is not value:
+        values[name] = fit
 
 
 def _typed() -> dict[str, list[str]]:
@@ -170,6 +188,11 @@ def _typed() -> dict[str, list[str]]:
                 text = text if equals else "true" if re.match(r"--|-[a-zA-Z]", following) else following
                 found.setdefault(name.replace("-", "_"), []).append(text)
     return found
+
+
+def _nearest(name: str, known: Sequence[str], *, place: str) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return "#".join([*place.split("::"), *close]).lstrip("#") if close else ""
 
 
 class _Defaults:
@@ -213,10 +236,7 @@ class _Defaults:
         if not isinstance(parent, Mapping) or not parent or re.search(rf"@{name}\b", self.text):
             return None
         known = [*parent, *(self._parameters(parent) if place else MONAIS)]
-        if last in known or "**" in known:
-            return None
-        close = difflib.get_close_matches(last, known, 1, 0.5)
-        return "#".join([*place.split("::"), *close]).lstrip("#") if close else ""
+        return None if {last, "**"} & set(known) else _nearest(last, known, place=place)
 
     def _parameters(self, component: Mapping[str, Any]) -> dict[str, Any]:
         """Names and defaults of what a component can be given; `**` where that is anything."""
@@ -250,8 +270,9 @@ class _Defaults:
             found = self._parameters(parent).get(last, UNKNOWN) if isinstance(parent, Mapping) else UNKNOWN
             return [found if is_plain(found) else UNKNOWN, *nullable]
         value = self.parser.get(name)
-        earlier = [layer[name] for layer in reversed(self.layers) if name in layer and not is_expression(layer[name])]
-        return [self._evaluated(name, given) if is_expression(value) else value, *earlier, *nullable]
+        earlier = [layer[name] for layer in reversed(self.layers) if name in layer]
+        plain = itertools.filterfalse(is_expression, earlier)
+        return [self._evaluated(name, given) if is_expression(value) else value, *plain, *nullable]
 
     def _evaluated(self, name: str, given: Any) -> Any:
         cases = isinstance(given, list | tuple) and any(isinstance(item, Mapping) for item in given)

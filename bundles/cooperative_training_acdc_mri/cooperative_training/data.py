@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -77,23 +78,33 @@ def read_split(
     """
     root = existing_folder(dataset_dir)
     folders = patient_folders(root)
-    known = {_number(name): name for name in folders} | {name: name for name in folders}
+    known = {_number(name): name for name in folders} | dict(zip(folders, folders, strict=True))
     if split_file is not None and setting is not None:
         raise InputError([("", str(split_file), f"split_file and setting {setting} exclude each other")])
     if split_file is not None:
-        split = read_split_file(split_file)
-        check_patients({key: [known.get(name, name) for name in split[key]] for key in SPLITS}, source=split_file)
+        split = _listed(split_file, known)
     elif setting is not None:
         split = published_split(setting, cval, strict=strict)
     else:
         split = _drawn(folders, root, validation=validation, seed=seed)
+    _check_folders(split, known, root)
+    cases = {key: labelled_cases([folders[known[name]] for name in split[key]]) for key in SPLITS}
+    if setting is None:  # published lists may overlap, as `strict` allows
+        check_names(chain.from_iterable(cases.values()))
+    return cases
+
+
+def _listed(split_file: str | Path, known: Mapping[str, str]) -> dict[str, list[str]]:
+    """Reads the patients of a file, in which none may be in two lists under two of their names."""
+    split = read_split_file(split_file)
+    check_patients({key: [known.get(name, name) for name in split[key]] for key in SPLITS}, source=split_file)
+    return split
+
+
+def _check_folders(split: Mapping[str, Sequence[str]], known: Mapping[str, str], root: Path) -> None:
     absent = [(name, str(root / name), "has no folder") for key in SPLITS for name in split[key] if name not in known]
     if absent:
         raise InputError(absent)
-    cases = {key: labelled_cases([folders[known[name]] for name in split[key]]) for key in SPLITS}
-    if setting is None:  # published lists may overlap, as `strict` allows
-        check_names(case for key in SPLITS for case in cases[key])
-    return cases
 
 
 def _drawn(folders: Mapping[str, Path], root: Path, *, validation: float, seed: int) -> dict[str, list[str]]:
@@ -127,28 +138,38 @@ def evaluation_cases(
     Raises:
         InputError: when `subset` is no split, or a set is called `clean`, has no folder or none of the patients.
     """
-    subset = subset or ("test" if cases["test"] else "validation")
+    subset, test_sets = subset or ("test" if cases["test"] else "validation"), test_sets or {}
     if subset not in SPLITS:
         raise InputError([("", "subset", f"must be one of {', '.join(SPLITS)}, got {subset}")])
-    if CLEAN in (test_sets or {}):
-        raise InputError([("", "test_sets", f"{CLEAN} is the name of the split's own scans")])
+    _check_set_names(test_sets)
     logger.info("Testing on the %s split", subset)
     tested, known = ({_number(case["patient"]) for key in keys for case in cases[key]} for keys in ([subset], SPLITS))
     found = [{**case, "set": CLEAN} for case in cases[subset]]
-    if problems := [("", f"test_sets {name!r}", rule) for name in test_sets or {} if (rule := problem_of_name(name))]:
-        raise InputError(problems)
-    for name, folder in (test_sets or {}).items():
+    for name, folder in test_sets.items():
         root = existing_folder(folder, f"test set {name}")
-        sources = {path: _source(path.name, known) for path in patient_folders(root).values()}
-        foreign = known.isdisjoint(map(_number, sources.values()))
-        taken = [path for path, source in sources.items() if foreign or _number(source) in tested]
-        if not taken:
-            raise InputError([("", str(root), f"test set {name} holds no patient of the {subset} split")])
-        for case in labelled_cases(taken):
-            patient = sources[Path(case["image"]).parent]
-            entry = {**case, "case": f"{name}/{case['case']}", "patient": patient, "set": name}
-            found.append(entry | ({"scaled": "by corrupt.yaml"} if (root / "manifest.json").is_file() else {}))
+        found += _further_cases(name, root, known=known, tested=tested, subset=subset)
     return found
+
+
+def _check_set_names(names: Iterable[str]) -> None:
+    if CLEAN in names:
+        raise InputError([("", "test_sets", f"{CLEAN} is the name of the split's own scans")])
+    if problems := [("", f"test_sets {name!r}", rule) for name in names if (rule := problem_of_name(name))]:
+        raise InputError(problems)
+
+
+def _further_cases(name: str, root: Path, *, known: set[str], tested: set[str], subset: str) -> list[Case]:
+    """Lists the cases of a further set: those of the tested patients, or all where it has none of the split's."""
+    sources = {path: _source(path.name, known) for path in patient_folders(root).values()}
+    foreign = known.isdisjoint(map(_number, sources.values()))
+    taken = [path for path, source in sources.items() if foreign or _number(source) in tested]
+    if not taken:
+        raise InputError([("", str(root), f"test set {name} holds no patient of the {subset} split")])
+    marks = {"set": name} | ({"scaled": "by corrupt.yaml"} if (root / "manifest.json").is_file() else {})
+    return [
+        case | {"case": f"{name}/{case['case']}", "patient": sources[Path(case["image"]).parent]} | marks
+        for case in labelled_cases(taken)
+    ]
 
 
 def _number(patient: str) -> str:
@@ -182,17 +203,22 @@ def find_images(dataset_dir: str | Path) -> list[Case]:
         return [{"case": f"{scan.parent.name}_{name[:2]}" if name in IMAGES else name, "image": str(scan)}]
     root = existing_folder(dataset_dir)
     alone = is_reorganised(root) or (root / "Info.cfg").is_file()
-    folders = patient_folders(root).values()
-    patients = [folder for folder in folders if is_patient(folder)]
-    check_folders(folders, patients)
-    patients += [root] if alone else []
-    cases = [{"case": case["case"], "image": case["image"]} for case in labelled_cases(patients)]
+    cases = _images_of_patients(root, alone=alone)
     flat = [] if alone else [path for path in scans_in(root) if not stem(path).lower().endswith(SERIES)]
     cases += [{"case": stem(path), "image": str(path)} for path in flat]
     if not cases:
         raise InputError([("", str(root), f"holds neither patients nor a volume {' '.join(SUFFIXES)}")])
     check_names(cases)
     return cases
+
+
+def _images_of_patients(root: Path, *, alone: bool) -> list[Case]:
+    """Lists the images of the patients below a folder, and of the folder itself if it is a patient's."""
+    folders = patient_folders(root).values()
+    patients = [folder for folder in folders if is_patient(folder)]
+    check_folders(folders, patients)
+    patients += [root] if alone else []
+    return [{"case": case["case"], "image": case["image"]} for case in labelled_cases(patients)]
 
 
 def root_folder(dataset_dir: str | Path) -> str:

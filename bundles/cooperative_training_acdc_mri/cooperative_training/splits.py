@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ def published_split(setting: str | float, cval: int = 0, *, strict: bool = True)
         raise InputError([("", "cval", f"must be one of 0 to {len(published['validation']) - 1}, got {cval}")])
     if setting == "standard":
         return {**published["standard"], "test": published["test"]}
+    training, validation = _published_lists(published, setting, cval)
+    shared = [patient for patient in validation if patient in training]
+    if shared and strict:
+        validation = [patient for patient in validation if patient not in shared]
+    elif shared:
+        logger.warning("Setting %s, cval %d: %s train and validate, as published", setting, cval, ", ".join(shared))
+    return {"training": training, "validation": validation, "test": published["test"]}
+
+
+def _published_lists(published: Mapping[str, Any], setting: str, cval: int) -> tuple[list[str], list[str]]:
+    """Patients of training and of validation, which may overlap."""
     kind = setting.removesuffix(UPPER_BOUND)
     validation = published["validation"][cval]
     if kind == "one_shot":
@@ -55,12 +66,7 @@ def published_split(setting: str | float, cval: int = 0, *, strict: bool = True)
         training = _drawn_from(published["pool"], wanted, cval)
     if setting.endswith(UPPER_BOUND):
         training = [*training, *published["unlabelled"]]
-    shared = [patient for patient in validation if patient in training]
-    if shared and strict:
-        validation = [patient for patient in validation if patient not in shared]
-    elif shared:
-        logger.warning("Setting %s, cval %d: %s train and validate, as published", setting, cval, ", ".join(shared))
-    return {"training": training, "validation": validation, "test": published["test"]}
+    return training, validation
 
 
 def _drawn_from(pool: Sequence[str], wanted: str, seed: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,16 +25,17 @@ def frozen_normalisation(*networks: nn.Module) -> Iterator[None]:
     tracked = [layer for layer in layers if layer.track_running_stats]
     learned = [parameter for layer in layers for parameter in layer.parameters() if parameter.requires_grad]
     try:
-        for layer in tracked:
-            layer.track_running_stats = False
-        for parameter in learned:
-            parameter.requires_grad_(False)
+        _learn(tracked, learned, wanted=False)
         yield
     finally:
-        for layer in tracked:
-            layer.track_running_stats = True
-        for parameter in learned:
-            parameter.requires_grad_(True)
+        _learn(tracked, learned, wanted=True)
+
+
+def _learn(layers: Sequence[nn.BatchNorm2d], parameters: Sequence[nn.Parameter], *, wanted: bool) -> None:
+    for layer in layers:
+        layer.track_running_stats = wanted
+    for parameter in parameters:
+        parameter.requires_grad_(wanted)
 
 
 def both_versions(batch: Mapping[str, torch.Tensor], device: Any = None, *non_blocking: bool, **_: Any) -> Batch:

@@ -71,6 +71,9 @@ class BundleMember(nn.Module):
         self.weights = weights
         self.overrides = dict(overrides or {})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._check_channels()
+
+    def _check_channels(self) -> None:
         named = [channel for group in self.channels for channel in group]
         if sum(not group for group in self.channels) > 1 or len(set(named)) < len(named):
             self._refuse(f"at most one class may be without channels, and no channel in two, got {self.channels}")

@@ -52,14 +52,8 @@ def rotate(
     """
     edge = images.shape[-1]
     size = edge if size is None else size
-    if mode not in MODES:
-        raise InputError([("", "mode", f"must be one of {', '.join(MODES)}, got {mode}")])
-    if images.shape[-2] != edge or not 0 < size <= edge or (edge - size) % 2:
-        rule = f"must be {edge} or less by an even number, of square images, got {size} of {tuple(images.shape[-2:])}"
-        raise InputError([("", "size", rule)])
+    _check(images, size, mode=mode, zooms=zooms)
     if mode == "spline":
-        if zooms is not None:
-            raise InputError([("", "interpolation", "spline does not scale: set scaling to null")])
         return _splines(images, angles)[..., (edge - size) // 2 :, (edge - size) // 2 :][..., :size, :size]
     offsets = (2 * torch.arange(size, dtype=images.dtype) + 1 - size) / edge
     radians = torch.deg2rad(angles.double())
@@ -71,6 +65,17 @@ def rotate(
     torch.add(across[:, None], along[:, :, None], out=grid[:, 1])
     kernel = "bilinear" if mode == "linear" else "nearest"
     return functional.grid_sample(images, grid.permute(0, 2, 3, 1), kernel, "reflection", align_corners=False)
+
+
+def _check(images: torch.Tensor, size: int, *, mode: str, zooms: torch.Tensor | None) -> None:
+    edge = images.shape[-1]
+    if mode not in MODES:
+        raise InputError([("", "mode", f"must be one of {', '.join(MODES)}, got {mode}")])
+    if images.shape[-2] != edge or not 0 < size <= edge or (edge - size) % 2:
+        rule = f"must be {edge} or less by an even number, of square images, got {size} of {tuple(images.shape[-2:])}"
+        raise InputError([("", "size", rule)])
+    if mode == "spline" and zooms is not None:
+        raise InputError([("", "interpolation", "spline does not scale: set scaling to null")])
 
 
 def _splines(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

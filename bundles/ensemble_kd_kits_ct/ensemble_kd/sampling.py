@@ -152,6 +152,11 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
                 yield name, f"must be {least} or more, got {getattr(self, name)}"
         if not 0 <= self.full_background <= 100:
             yield "full_background", f"must be a percentage, 0 to 100, got {self.full_background}"
+        yield from self._broken_choices()
+        if not len(self.data):
+            yield "volumes", "there is no case"
+
+    def _broken_choices(self) -> Iterator[tuple[str, str]]:
         if self.axes != (None,) and not (self.axes and set(self.axes) <= {0, 1, 2}):
             yield "axes", f"must be among 0, 1 and 2, got {list(self.axes)}"
         if self.criterion not in CRITERIA:
@@ -162,16 +167,10 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
             yield "scaling", f"must be two numbers around 1, none of them 0, got {list(self.scaling)}"
         if not set(self.mirror) <= {0, 1, 2}:
             yield "mirror", f"must be among 0, 1 and 2, got {list(self.mirror)}"
-        if not len(self.data):
-            yield "volumes", "there is no case"
 
     def _find_windows(self) -> dict[Kind, list[Row]]:
         """Checks all cases and returns the tables that are not empty, for each kind of patch that is drawn."""
-        kinds = [(index, False) for index, share in enumerate(self.shares) if share]
-        if self.shares[0]:
-            mixed, pure = self.full_background <= 99, self.full_background > 1
-            kinds = [(0, True)] * pure + kinds[not mixed :]
-        found: dict[Kind, list[Row]] = {kind: [] for kind in kinds}
+        found: dict[Kind, list[Row]] = {kind: [] for kind in self._kinds()}
         needed = np.max([window_shape(self.window, axis) for axis in self.axes], axis=0).tolist()
         names, problems = [], []
         for case in tqdm(range(len(self.data)), "Finding windows", unit="case"):
@@ -182,16 +181,23 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
             if broken:
                 continue
             label = np.asarray(item["label"])[0]
-            for (required, full), axis in product(kinds, self.axes):
-                table = WindowTable(
-                    label, self.window, axis=axis, criterion=self.criterion, required=required, full=full
-                )
+            for (required, full), axis in product(found, self.axes):
+                kind: dict[str, Any] = {"criterion": self.criterion, "required": required, "full": full}
+                table = WindowTable(label, self.window, axis=axis, **kind)
                 if len(table):
                     found[required, full].append((case, axis, table))
         if problems:
             raise InputError(problems)
         _report_missing(found, names)
         return found
+
+    def _kinds(self) -> list[Kind]:
+        """Returns the kinds of patches that are drawn: a class, and whether it fills the patch."""
+        kinds = [(index, False) for index, share in enumerate(self.shares) if share]
+        if self.shares[0]:
+            mixed, pure = self.full_background <= 99, self.full_background > 1
+            kinds = [(0, True)] * pure + kinds[not mixed :]
+        return kinds
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PatchBatches:
         """Sets the seed that batches are drawn by; in a worker of a `DataLoader` it stays that of the main process."""
@@ -247,10 +253,7 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
         batch = {}
         for key in self.keys:
             margin = self.margin + self.border if key == "image" else self.label_margin
-            edges = [self.window + 2 * margin] * (3 if self.axes == (None,) else 2)
-            patches = np.zeros((len(places), self.num_classes if key == "soft" else 1, *edges), np.float32)
-            if key == "soft":
-                patches[:, 0] = 1
+            patches = self._outside(key, len(places), edge=self.window + 2 * margin)
             volumes = {case: np.asarray(item[key]) for case, item in items.items()}
             for patch, (case, axis, corner) in zip(patches, places, strict=True):
                 target = patch if axis is None else patch[(slice(None),) * (axis + 1) + (None,)]
@@ -258,6 +261,13 @@ class PatchBatches(Dataset[dict[str, torch.Tensor]], Randomizable):
                 cut(volumes[case], target, corner=first)
             batch[key] = torch.from_numpy(patches)
         return batch
+
+    def _outside(self, key: str, count: int, *, edge: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Returns patches of what lies outside the volume: 0, or soft labels of class 0."""
+        edges = [edge] * (3 if self.axes == (None,) else 2)
+        patches = np.zeros((count, self.num_classes if key == "soft" else 1, *edges), np.float32)
+        patches[:, 0] = key == "soft"
+        return patches
 
     def _turned(self, batch: Mapping[str, torch.Tensor], generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Returns the middle of patches that are rotated and scaled."""

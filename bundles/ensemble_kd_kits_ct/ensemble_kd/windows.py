@@ -144,6 +144,13 @@ def rules_broken_by(
         if list(case[key].shape) != shape or len(shape) != 4:
             yield key, f"its shape must be {shape}, with the label's size, got {list(case[key].shape)}"
             return
+    yield from _broken_by_values(case, keys, num_classes=num_classes, needed=needed)
+
+
+def _broken_by_values(
+    case: Mapping[str, Any], keys: Sequence[str], *, num_classes: int, needed: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    label = torch.as_tensor(case["label"])
     if any(size < least for size, least in zip(label.shape[1:], needed, strict=True)):
         yield "label", f"its size {list(label.shape[1:])} is below the window's, {list(needed)}: set pad_small"
     elif label.min() < 0 or label.max() >= num_classes or (label != label.round()).any():

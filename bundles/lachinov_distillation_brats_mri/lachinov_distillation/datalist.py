@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,10 @@ def read_datalist(path: str | Path) -> dict[str, list[Case]]:
     if not any(name in found for name in SPLITS):
         raise InputError([("", str(source), rule)])
     lists = {name: [_record(source, record, name) for record in records] for name, records in content.items()}
-    check_names((case for cases in lists.values() for case in cases), source=source)
+    every = [case for cases in lists.values() for case in cases]
+    check_names(every, source=source)
     named = {name: [case["case"] for case in lists[name]] for name in SPLITS[:3]}
-    check_patients(named, source=source, patients=_patients(case for cases in lists.values() for case in cases))
+    check_patients(named, source=source, patients=_patients(every))
     return lists
 
 
@@ -67,14 +68,30 @@ def _record(source: Path, record: Any, split: str) -> Case:
     if not isinstance(record, dict) or not all(record.get(key) for key in needed):
         name = record.get("case", "") if isinstance(record, dict) else ""
         raise InputError([(str(name), str(source), f"a case in {split} must have {', '.join(needed)}")])
-    texts = [record["case"], *(record[key] for key in PATHS if record.get(key) is not None)]
-    orders = [record[key] for key in ("stack", "label_order") if record.get(key) is not None]
-    texts += [name for order in orders if isinstance(order, list) for name in order]
-    if not all(isinstance(text, str) for text in texts) or not all(isinstance(order, list) for order in orders):
+    if not _has_types(record):
         rule = f"case and {', '.join(PATHS)} must be text, stack and label_order lists of text"
         raise InputError([(f"{record['case']!r:.60}", str(source), rule)])
-    known = {key: value for key, value in record.items() if value is not None}  # which no batch may hold
-    return known | {key: str(source.parent / known[key]) for key in PATHS if key in known}
+    return _with_files(record, source.parent)
+
+
+def _has_types(record: Case) -> bool:
+    texts = [record["case"], *_given(record, PATHS)]
+    orders = _given(record, ("stack", "label_order"))
+    return _are_texts(texts) and all(isinstance(order, list) and _are_texts(order) for order in orders)
+
+
+def _given(record: Case, keys: Iterable[str]) -> list[Any]:
+    return [record[key] for key in keys if record.get(key) is not None]
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _with_files(record: Case, folder: Path) -> Case:
+    """The record with absolute paths, without entries that are `None`, which no batch may hold."""
+    known = {key: value for key, value in record.items() if value is not None}
+    return known | {key: str(folder / known[key]) for key in PATHS if key in known}
 
 
 def write_datalist(path: str | Path, lists: Mapping[str, Sequence[Case]]) -> None:
@@ -136,27 +153,39 @@ def with_pseudo_labels(
     """
     known = {split: list(labelled.get(split, [])) for split in SPLITS[:3]}
     annotated = read_datalist(str(pseudo_labels))["training"] if pseudo_labels else []
-    names = {case["case"] for cases in [*known.values(), annotated] for case in cases}
+    names = _names(*known.values(), annotated)
     problems: list[Problem] = [(name, "exclude", "there is no such case") for name in sorted(set(exclude) - names)]
-    known = {split: [case for case in cases if case["case"] not in exclude] for split, cases in known.items()}
-    annotated = [case for case in annotated if case["case"] not in exclude]
-    split_of = {case["case"]: split for split, cases in known.items() for case in cases}
+    known = {split: _left(cases, exclude) for split, cases in known.items()}
+    annotated = _left(annotated, exclude)
+    own = [{"label_source": "manual"} | case for case in known["training"]]
+    added = _left(annotated, _names(own))
     held_out = _held_out(known, annotated)
-    for case in annotated:
-        if case["case"] in held_out:
-            rule = f"{held_out[case['case']]}, training on it would leak: list it in `exclude`"
-            problems.append((case["case"], str(pseudo_labels), rule))
-        elif soft and not case.get("soft") and case["case"] not in split_of:
-            problems.append(
-                (case["case"], str(pseudo_labels), "has no region probabilities: annotate with `soft: true`")
-            )
+    needing = _names(added) if soft else ()
+    problems += _rules_broken(annotated, str(pseudo_labels), held_out=held_out, soft_of=needing)
     if problems:
         raise InputError(problems)
-    if beaten := sorted(case["case"] for case in annotated if case["case"] in split_of):
+    if beaten := sorted(_names(annotated) & _names(own)):
         logger.warning("%d pseudo-labels give way to labels of the same cases: %s", len(beaten), ", ".join(beaten))
-    own = [{"label_source": "manual"} | case for case in known["training"]]
-    added = [_without(case, () if soft else ("soft",)) for case in annotated if case["case"] not in split_of]
-    return {**known, "training": own + added}
+    return {**known, "training": own + (added if soft else _without(added, "soft"))}
+
+
+def _names(*lists: Iterable[Case]) -> set[str]:
+    return {case["case"] for cases in lists for case in cases}
+
+
+def _left(cases: Iterable[Case], exclude: Collection[str]) -> list[Case]:
+    return [case for case in cases if case["case"] not in exclude]
+
+
+def _rules_broken(
+    annotated: Iterable[Case], source: str, *, held_out: Mapping[str, str], soft_of: Collection[str]
+) -> Iterator[Problem]:
+    """Yields why annotated cases must not train; those of `soft_of` need region probabilities."""
+    for case in annotated:
+        if case["case"] in held_out:
+            yield case["case"], source, f"{held_out[case['case']]}, training on it would leak: list it in `exclude`"
+        elif case["case"] in soft_of and not case.get("soft"):
+            yield case["case"], source, "has no region probabilities: annotate with `soft: true`"
 
 
 def _held_out(known: Mapping[str, Sequence[Case]], annotated: Sequence[Case]) -> dict[str, str]:
@@ -165,10 +194,10 @@ def _held_out(known: Mapping[str, Sequence[Case]], annotated: Sequence[Case]) ->
     every = [*annotated, *(case for cases in known.values() for case in cases)]
     found: dict[str, str] = {}
     for names in by_patient(list({case["case"] for case in every}), _patients(every)).values():
-        for other in (name for name in names if name in split_of):
+        for other in filter(split_of.__contains__, names):
             found |= dict.fromkeys(names, f"is of the patient of {other}, a case of {split_of[other]}")
     return found | {name: f"is a case of {split} too" for name, split in split_of.items()}
 
 
-def _without(case: Case, keys: Collection[str]) -> Case:
-    return {key: value for key, value in case.items() if key not in keys}
+def _without(cases: Iterable[Case], key: str) -> list[Case]:
+    return [{name: value for name, value in case.items() if name != key} for case in cases]

@@ -49,8 +49,8 @@ def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[f
     found, true = prediction.bool(), label.bool()
     both, count, true_count = (int(mask.sum()) for mask in (found & true, found, true))
     result = {
-        "dice": 2 * both / (count + true_count) if count or true_count else 1.0,
-        "iou": both / (count + true_count - both) if count or true_count else 1.0,
+        "dice": _share(2 * both, count + true_count, empty=1.0),
+        "iou": _share(both, count + true_count - both, empty=1.0),
         "precision": _share(both, count, empty=math.nan if not true_count else 0.0),
         "recall": _share(both, true_count, empty=math.nan if not count else 0.0),
     }

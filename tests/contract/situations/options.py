@@ -1,4 +1,4 @@
-"""Options as the command line hands them over; `tests/test_options.py` has the rules one by one."""
+"""Options as the command line hands them over; `tests/tools/shared/test_options.py` has the rules one by one."""
 
 from __future__ import annotations
 

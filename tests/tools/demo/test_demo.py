@@ -17,8 +17,8 @@ from monai.utils import set_determinism
 
 from tests.conftest import each_bundle, recipe
 from tools import BUNDLES, REPO
-from tools.demo.cli import demo, fingerprint, run, write_results
-from tools.demo.data import link_cases, prepare_data
+from tools.demo.cli import demo, run, write_results
+from tools.demo.data import fingerprint, link_cases, prepare_data
 from tools.demo.stages import Stage, stages
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case

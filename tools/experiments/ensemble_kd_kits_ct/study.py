@@ -19,7 +19,8 @@ import torch
 
 from tools import REPO
 from tools.benchmark.report import environment
-from tools.demo.cli import fingerprint, run
+from tools.demo.cli import run
+from tools.demo.data import fingerprint
 from tools.demo.stages import Stage
 from tools.files import read_table
 from tools.shared.files import write_text

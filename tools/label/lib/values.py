@@ -120,6 +120,17 @@ def problems(
         body: content of a JSON body.
     """
     group, _, rest = path.strip("/").partition("/")
+    yield from _problems_of_names(names)
+    yield from _problems_of_files(group, files)
+    yield from _problems_of_form(group, form)
+    if group in OPTIONS and body is not None:
+        several = group in ("train", "scoring") and not rest  # options by model
+        parts = body if several and isinstance(body, dict) else {"": body}
+        for part in parts.values():
+            yield from _problems_of_options(part, OPTIONS[group])
+
+
+def _problems_of_names(names: Mapping[str, str]) -> Iterator[str]:
     for name in names.keys() & {*NAMES}:
         if not (is_name(names[name]) or (name in ("image", "tag") and names[name] == "")):
             yield f"{name} {names[name]!r} is no name"
@@ -127,17 +138,14 @@ def problems(
         yield f"session_id {names['session_id']!r} is none"
     if names.get("uncompress", "").lower() in ("1", "true", "on", "yes", "t", "y"):
         yield "archives are not unpacked: send one volume"
+
+
+def _problems_of_files(group: str, files: Mapping[str, str]) -> Iterator[str]:
     for field, file in files.items():
         if group == "infer" and field == "label":
             yield "these bundles take no label to infer"
         elif not (is_name(re.split(r"[/\\]", file)[-1]) and "\0" not in file and file.endswith(ENDINGS)):
             yield f"file {file!r} must be a plain name that ends in {', '.join(ENDINGS)}"  # or a path: the client's
-    yield from _problems_of_form(group, form)
-    if group in OPTIONS and body is not None:
-        several = group in ("train", "scoring") and not rest  # options by model
-        parts = body if several and isinstance(body, dict) else {"": body}
-        for part in parts.values():
-            yield from _problems_of_options(part, OPTIONS[group])
 
 
 def _problems_of_form(group: str, form: Mapping[str, Any]) -> Iterator[str]:

@@ -137,7 +137,7 @@ def case(
     brightness = rng.uniform(150, 350)
     info = {"ED": 1, "ES": 1 + systole, "Group": diagnosis, "Height": 170.0, "NbFrame": frames, "Weight": 70.0}
     folder = "patient{number:03d}"
-    files: dict[str, Volume | str] = {f"{folder}/Info.cfg": "".join(f"{k}: {v}\n" for k, v in info.items())}
+    files: dict[str, Volume | str] = {f"{folder}/Info.cfg": "".join(map("{0[0]}: {0[1]}\n".format, info.items()))}
     for frame, (signal, label) in zip((1, 1 + systole), scenes, strict=True):
         scan = acquire(rng, signal * (1 + 0.05 * texture[1]), scanner=scanner, coil=coil, spacing=voxel)
         name = f"{folder}/{folder}_frame{frame:02d}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,7 +68,15 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             else f"is a {type(found).__name__}"
         )
         raise InputError([("", str(path), f"is no flat state dict of tensors, it {what}")])
-    expected = network.state_dict()
+    wrong = _misfits(found, network.state_dict())
+    if wrong:
+        kind = type(network).__name__
+        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in wrong)
+    network.load_state_dict(found)
+    return network
+
+
+def _misfits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
     kinds = (
         [f"missing {name}" for name in expected.keys() - found.keys()],
         [f"unknown {name}" for name in found.keys() - expected.keys()],
@@ -78,12 +86,7 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             for rule in _rules_broken_by(found[name], expected[name])
         ],
     )
-    wrong = [entry for entries in kinds for entry in sorted(entries)[:SHOWN]]
-    if wrong:
-        kind = type(network).__name__
-        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in wrong)
-    network.load_state_dict(found)
-    return network
+    return [entry for entries in kinds for entry in sorted(entries)[:SHOWN]]
 
 
 def _growth(path: Path) -> str | None:
@@ -93,19 +96,26 @@ def _growth(path: Path) -> str | None:
             file.seek(0)
             return next((problem for _ in range(_LEGACY_PICKLES) if (problem := _growth_of_pickle(file))), None)
     with zipfile.ZipFile(path) as archive:
-        members, end = sorted(archive.infolist(), key=lambda member: member.header_offset), 0
-        if len({member.filename.casefold() for member in members}) < len(members):
-            return "two members have the same name"
-        for member in members:
-            if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-                return f"{member.filename} is compressed, torch.save stores tensors as they are"
-            if member.header_offset < end:
-                return f"{member.filename} overlaps the member before it"
-            end = member.header_offset + member.file_size
+        members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+        if problem := _growth_of_members(members):
+            return problem
         if damaged := archive.testzip():  # torch does not look at the checksums
             return f"{damaged} is damaged, its checksum is another one"
         pickles = [member for member in members if member.filename.endswith(".pkl")]
         return next((problem for member in pickles if (problem := _growth_of_pickle(archive.open(member)))), None)
+
+
+def _growth_of_members(members: Sequence[zipfile.ZipInfo]) -> str | None:
+    end = 0
+    if len({member.filename.casefold() for member in members}) < len(members):
+        return "two members have the same name"
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            return f"{member.filename} is compressed, torch.save stores tensors as they are"
+        if member.header_offset < end:
+            return f"{member.filename} overlaps the member before it"
+        end = member.header_offset + member.file_size
+    return None
 
 
 def _growth_of_pickle(file: IO[bytes]) -> str | None:

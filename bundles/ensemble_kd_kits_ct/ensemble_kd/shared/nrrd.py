@@ -74,8 +74,8 @@ def _fields(file: BufferedReader) -> dict[str, str]:
         raise NrrdError("is no NRRD file")
     fields: dict[str, str] = {}
     while line := file.readline(LONGEST_HEADER).decode("utf-8", "replace").rstrip("\r\n"):
-        name, separator, value = line.partition(": ")
-        if line.startswith("#") or (not separator and ":=" in line) or ":=" in name:
+        name, _, value = line.partition(": ")
+        if line.startswith("#") or ":=" in name:
             continue
         name = name.strip().lower()
         if name in ("data file", "datafile"):
@@ -83,11 +83,15 @@ def _fields(file: BufferedReader) -> dict[str, str]:
         if name not in KNOWN or name in fields:
             raise NrrdError(f"field {name!r} is {'there twice' if name in fields else 'unknown'}")
         fields[name] = value.strip()
+    _check_fields(fields)
+    return fields
+
+
+def _check_fields(fields: Mapping[str, str]) -> None:
     if missing := sorted(NEEDED - fields.keys()):
         raise NrrdError(f"field {missing[0]!r} is missing")
     if any(fields.get(skip, "0") != "0" for skip in ("line skip", "byte skip")):
         raise NrrdError("bytes between header and voxels are skipped")
-    return fields
 
 
 def _dtype(fields: Mapping[str, str]) -> np.dtype[np.generic]:

@@ -74,17 +74,22 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _leaves(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    parts: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        parts = value.items()
-    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
-        parts = enumerate(item for item in value if not _only_logs(item))
-    elif place:
+    parts = _parts(value)
+    if parts is None and place:
         yield place, json.dumps(value, default=lambda item: type(item).__name__)
-    for name, item in parts:
+    for name, item in parts or ():
         inner = f"{place}::{name}" if place else str(name)
         if not {str(name), inner} & IGNORED:
             yield from _leaves(item, inner)
+
+
+def _parts(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """What a mapping or a list holds; `None` of a leaf, which a list of numbers or texts is too."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        return enumerate(item for item in value if not _only_logs(item))
+    return None
 
 
 def _only_logs(handler: Any) -> bool:
@@ -159,15 +164,17 @@ def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> list[s
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     lines = [f"{name}: {_short(before.get(name))} -> {_short(now.get(name))}" for name in names]
     for split in SPLITS:
-        was, is_now = old["cases"][split], new["cases"][split]
-        changed = [name for name in was.keys() & is_now.keys() if was[name] != is_now[name]]
-        kinds = {
-            "removed": was.keys() - is_now.keys(),
-            "added": is_now.keys() - was.keys(),
-            "with other files": changed,
-        }
-        lines += [f"{split} cases {kind}: {_listed(sorted(cases))}" for kind, cases in kinds.items() if cases]
+        changes = _changes(old["cases"][split], new["cases"][split])
+        lines += [f"{split} cases {kind}: {_listed(sorted(cases))}" for kind, cases in changes.items() if cases]
     return lines
+
+
+def _changes(was: Mapping[str, Any], is_now: Mapping[str, Any]) -> dict[str, Iterable[str]]:
+    return {
+        "removed": was.keys() - is_now.keys(),
+        "added": is_now.keys() - was.keys(),
+        "with other files": [name for name in was.keys() & is_now.keys() if was[name] != is_now[name]],
+    }
 
 
 def _short(value: str | None) -> str:
@@ -229,6 +236,18 @@ class RunIdentity:
         workflow = running_workflow()
         if workflow is not None and "weights" in workflow.parser:
             self.written = [self.path, Path(workflow.parser.get_parsed_content("weights"))]
+        self._check_files_and_processes()
+        hold(self.written)
+        files = digests_of(workflow) if workflow else {}
+        self.fingerprint = {
+            "settings": settings_of(workflow.parser.config if workflow else {}),
+            "files": files,
+            "cases": files_of(self.splits, self.beside),
+        }
+        if not self.restart and self.path.is_file():
+            self._compare(read_tensors(self.path, mmap=True), files, workflow=workflow)
+
+    def _check_files_and_processes(self) -> None:
         if len({path.absolute() for path in self.written}) < len(self.written):
             raise InputError(
                 [("", str(self.path), "is to hold the weights and the state: give each a file of its own")]
@@ -237,28 +256,21 @@ class RunIdentity:
         if processes > max(scans, 1):
             rule = f"holds {scans} case(s), {processes} processes take one each at least: add cases, or start fewer"
             raise InputError([("", f"the split {SPLITS[1]!r}", rule)])
-        hold(self.written)
-        config: dict[str, Any] = dict(workflow.parser.config) if workflow else {}
-        files = digests_of(workflow) if workflow else {}
-        self.fingerprint = {
-            "settings": settings_of(config),
-            "files": files,
-            "cases": files_of(self.splits, self.beside),
-        }
-        if self.restart or not self.path.is_file():
-            return
-        state = read_tensors(self.path, mmap=True)
-        known = (state.get("run") or {}).get("files", {})
-        files |= {name: known[name] for name in files if files[name] == NO_FILE and name in known}
-        found = differences(state.get("run"), self.fingerprint)
+
+    def _compare(self, state: dict[str, Any], files: dict[str, str], *, workflow: ConfigWorkflow | None) -> None:
+        """Goes on with a state, refuses it or starts anew; `files` that are gone become those of the state."""
+        files |= _gone(state, files)
+        found = differences(state.get("run"), self.fingerprint or {})
         epoch = 0 if found else state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
         finished = epoch >= self.max_epochs
-        self.anew = (bool(found) or finished) and workflow is not None and _gives_cases(workflow)
-        if found and not self.anew:
+        self.anew = (bool(found) or finished) and _gives_cases(workflow)
+        if self.anew:
+            return
+        if found:
             rule = "is of another run, which differs in\n    " + _listed(found, "\n    ")
             how = "give this run another ckpt_dir, or start anew with --restart true: weights are kept as *_previous.pt"
             raise InputError([("", str(self.path), f"{rule}\n  {how}")])
-        if finished and not self.anew:
+        if finished:
             how = "a larger max_epochs goes on with it, --restart true starts anew"
             logger.info("%s: this run is finished after %d epochs, nothing is done; %s", self.path, epoch, how)
             _skip_what_follows(workflow)
@@ -269,8 +281,14 @@ class RunIdentity:
         release(self.written)
 
 
-def _gives_cases(workflow: ConfigWorkflow) -> bool:
-    return isinstance(workflow.parser.get("train::dataset::data"), list)
+def _gone(state: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, str]:
+    """What a state knows of files that are not there any more."""
+    known = (state.get("run") or {}).get("files", {})
+    return {name: known[name] for name in files if files[name] == NO_FILE and name in known}
+
+
+def _gives_cases(workflow: ConfigWorkflow | None) -> bool:
+    return workflow is not None and isinstance(workflow.parser.get("train::dataset::data"), list)
 
 
 def _skip_what_follows(workflow: ConfigWorkflow | None) -> None:

@@ -51,6 +51,11 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value[:1] in ("$", "@", "%") and len(value) > 1
 
 
+def is_component(value: Any) -> bool:
+    """Returns whether a value is built by MONAI from a class or a function that it names."""
+    return isinstance(value, Mapping) and "_target_" in value
+
+
 def literal_of(value: Any) -> Any:
     """Returns what a text such as `true` or `None` stands for; everything else as it is."""
     return LITERALS.get(value, value) if isinstance(value, str) else value
@@ -79,16 +84,25 @@ def fitted(name: str, value: Any, *, defaults: Sequence[Any], typed: str | None 
     Raises:
         UnfitError: when it is of another kind than every default, or out of range.
     """
-    if is_expression(value) or (isinstance(value, Mapping) and "_target_" in value):
+    if is_expression(value) or is_component(value):
         return value
     if name in PATHS and not all(isinstance(default, bool) for default in defaults):
         return _path(name, value, typed)
     if name == "device":
         return _device(value)
     literal = literal_of(value)
-    kinds = [default for default in defaults if default is not None and default is not OFF]
-    if (literal is None and None in defaults) or (OFF in defaults and (literal is None or literal is False)):
+    if _switches_off(literal, defaults):
         return literal
+    return _fitted_to_first(name, value, defaults, typed=typed)
+
+
+def _switches_off(literal: Any, defaults: Sequence[Any]) -> bool:
+    return (literal is None and None in defaults) or (OFF in defaults and (literal is None or literal is False))
+
+
+def _fitted_to_first(name: str, value: Any, defaults: Sequence[Any], *, typed: str | None) -> Any:
+    """The value as of the first kind that it fits; where it fits none, the reason is that of the first."""
+    kinds = [default for default in defaults if default is not None and default is not OFF]
     if not kinds:
         return value
     reasons = []
@@ -104,12 +118,20 @@ def _alike(name: str, value: Any, default: Any, *, typed: str | None) -> Any:
     if default is UNKNOWN:
         return literal_of(value)
     if isinstance(default, bool):
-        if isinstance(literal := literal_of(value), bool):
-            return literal
-        raise UnfitError("must be true or false")
+        return _truth(value)
     strict = "::" not in name and name not in REAL
     if isinstance(default, list | tuple):
         return _list(value, default, length=len(default) if name in SIZES + SPACINGS else None, strict=strict)
+    return _alike_one(name, value, default, typed=typed, strict=strict)
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(literal := literal_of(value), bool):
+        return literal
+    raise UnfitError("must be true or false")
+
+
+def _alike_one(name: str, value: Any, default: Any, *, typed: str | None, strict: bool) -> Any:
     if "::" in name and isinstance(value, list | tuple):
         return [item if isinstance(item, Mapping) else _alike(name, item, default, typed=None) for item in value]
     if isinstance(default, int | float):
@@ -123,27 +145,37 @@ def _alike(name: str, value: Any, default: Any, *, typed: str | None) -> Any:
 
 def _number(value: Any, *, example: float, strict: bool) -> float:
     """A number of the example's type; where that is whole and not `strict`, parts of one will do too."""
-    try:
-        number = float(value) if isinstance(value, str) else value  # 1e-3 is a text in YAML
-        fits = math.isfinite(number) and not isinstance(number, bool)
-    except (TypeError, ValueError, OverflowError):
-        fits = False
-    whole = isinstance(example, int)
-    if not fits or (whole and strict and number != int(number)):
+    number, whole = _finite(value), isinstance(example, int)
+    if number is None or (whole and strict and number != int(number)):
         raise UnfitError(f"must be a {'whole ' if whole and strict else ''}number such as {example}")
     return int(number) if whole and number == int(number) else float(number)
 
 
+def _finite(value: Any) -> float | None:
+    try:
+        number: float = float(value) if isinstance(value, str) else value  # 1e-3 is a text in YAML
+        return number if math.isfinite(number) and not isinstance(number, bool) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def _list(value: Any, default: Sequence[Any], *, length: int | None, strict: bool) -> list[Any]:
-    numbers = bool(default) and all(isinstance(item, int | float) and not isinstance(item, bool) for item in default)
-    texts = bool(default) and all(isinstance(item, str) and not is_expression(item) for item in default)
-    what = f"a list of {f'{length} ' if length else ''}{'numbers' if numbers else 'texts' if texts else 'values'}"
+    kind = _kind_of(default)
+    what = f"a list of {f'{length} ' if length else ''}{kind}"
     rule = f"must be {what}{f' such as {list(default)}' if default else ''}, in quotation marks"
     fits = isinstance(value, list | tuple) and len(value) == (length or len(value))
-    if not fits or (texts and not all(isinstance(item, str) for item in value)):
+    if not fits or (kind == "texts" and not all(isinstance(item, str) for item in value)):
         raise UnfitError(rule)
-    if not numbers:
-        return list(value)
+    return _numbers(value, default, strict=strict, rule=rule) if kind == "numbers" else list(value)
+
+
+def _kind_of(items: Sequence[Any]) -> str:
+    if items and all(isinstance(item, int | float) and not isinstance(item, bool) for item in items):
+        return "numbers"
+    return "texts" if items and all(isinstance(item, str) and not is_expression(item) for item in items) else "values"
+
+
+def _numbers(value: Sequence[Any], default: Sequence[Any], *, strict: bool, rule: str) -> list[Any]:
     example = default[0] if all(isinstance(item, int) for item in default) else float(default[0])
     try:
         return [_number(item, example=example, strict=strict) for item in value]
@@ -170,9 +202,13 @@ def _in_range(name: str, value: Any) -> Any:
         if any(isinstance(item, bool) or not isinstance(item, int | float) for item in numbers):
             raise UnfitError("must be a number, or a list of numbers")
         if not all(least <= item <= most or (name, item) == ("pixdim", KEPT) for item in numbers):
-            low = "more than 0" if least == ABOVE_ZERO else f"at least {least:g}"
-            raise UnfitError(f"must be {low}" if most == math.inf else f"must be between {least:g} and {most:g}")
+            raise UnfitError(_rule_of_range(least, most))
     return value
+
+
+def _rule_of_range(least: float, most: float) -> str:
+    low = "more than 0" if least == ABOVE_ZERO else f"at least {least:g}"
+    return f"must be {low}" if most == math.inf else f"must be between {least:g} and {most:g}"
 
 
 def _device(value: Any) -> Any:
@@ -194,6 +230,17 @@ def _path(name: str, value: Any, typed: str | None) -> Any:
         value = literal_of(value)
     if name not in NEEDED and (value is None or value is False):
         return value
+    text = _text_of_path(value, typed)
+    try:
+        _check_place(name, Path(text))
+    except UnfitError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UnfitError(f"must be a path ({error})") from error
+    return text
+
+
+def _text_of_path(value: Any, typed: str | None) -> str:
     bare = value is True and typed in (None, "true")  # an option that no word follows
     if value is None or bare or (typed is None and not isinstance(value, str | int | float | os.PathLike)):
         raise UnfitError("must be a path")
@@ -201,12 +248,6 @@ def _path(name: str, value: Any, typed: str | None) -> Any:
     text = str(Path(text).expanduser()) if text.startswith("~") else text
     if not text.strip():
         raise UnfitError("must be a path, it is empty")
-    try:
-        _check_place(name, Path(text))
-    except (OSError, ValueError) as error:
-        if isinstance(error, UnfitError):
-            raise
-        raise UnfitError(f"must be a path ({error})") from error
     return text
 
 

@@ -157,20 +157,34 @@ def scans_in(root: Path, *, suffixes: Sequence[str] = SUFFIXES, others: Collecti
     """
     files = [path for path in _reachable(root) if path.is_file()]
     volumes = [path for path in files if is_volume(path, suffixes)]
-    names = {name.casefold() for path in volumes for name in _names(path, suffixes)} | {o.casefold() for o in others}
+    derived = _derived(volumes, suffixes, others=others)
+    scans = [path for path in volumes if path not in derived]
+    _check_alike(scans, suffixes)
+    _log_passed(root, files, scans)
+    return scans
+
+
+def _derived(volumes: Sequence[Path], suffixes: Sequence[str], *, others: Iterable[str]) -> set[Path]:
+    """The volumes that are label maps or results, each of which must have its scan."""
+    names = {name.casefold() for path in volumes for name in _names(path, suffixes)} | {*map(str.casefold, others)}
     derived = {path: match for path in volumes if (match := DERIVED.fullmatch(stem(path, suffixes)))}
     if alone := [path for path, match in derived.items() if match[1].casefold() not in names]:
         rule = "is called as a label map or a result, and its scan is not there: move it elsewhere, or rename it"
         raise InputError((stem(path, suffixes), str(path), rule) for path in alone)
-    scans = [path for path in volumes if path not in derived]
+    return set(derived)
+
+
+def _check_alike(scans: Iterable[Path], suffixes: Sequence[str]) -> None:
     same: dict[str, list[Path]] = {}
     for path in scans:
         same.setdefault(stem(path, suffixes).casefold(), []).append(path)
     if problems := [_ambiguous(stem(paths[0], suffixes), paths) for paths in same.values() if len(paths) > 1]:
         raise InputError(problems)
+
+
+def _log_passed(root: Path, files: Iterable[Path], scans: Iterable[Path]) -> None:
     if passed := sorted({path.name for path in files} - {path.name for path in scans}):
         logger.info("%s: no scans, passed over: %s", root, ", ".join(passed[:20]) + (" ..." if passed[20:] else ""))
-    return scans
 
 
 def _names(path: Path, suffixes: Sequence[str]) -> Iterator[str]:

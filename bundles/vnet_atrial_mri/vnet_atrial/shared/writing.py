@@ -128,12 +128,15 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
     folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
     for layout in layouts_of(postprocessing):
         files = [(case, layout.of(case)) for case in listed]
-        problems += _shared("file", [(case, str(file)) for case, file in files])
-        rule = "its results would lie beside scans: choose another output_dir"
-        beside = [case for case, file in files if os.path.realpath(file.parent) in folders]
-        problems += [(case_name(case), str(case["image"]), rule) for case in beside]
+        problems += [*_shared("file", [(case, str(file)) for case, file in files]), *_beside(files, folders)]
     if problems:
         raise InputError(dict.fromkeys(problems))
+
+
+def _beside(files: Sequence[tuple[Case, Path]], folders: set[str]) -> Iterable[tuple[str, str, str]]:
+    for case, file in files:
+        if os.path.realpath(file.parent) in folders:
+            yield case_name(case), str(case["image"]), "its results would lie beside scans: choose another output_dir"
 
 
 def _shared(what: str, owned: Sequence[tuple[Case, str]]) -> Iterable[tuple[str, str, str]]:
@@ -201,15 +204,12 @@ def write_volume(
     """
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
-    as_nrrd = str(path).endswith(".nrrd")
-    same = str(like).lower().endswith(".nrrd" if as_nrrd else (".nii", ".nii.gz"))
-    if as_nrrd:
-        grid = nrrd.read_header(str(like)) if same else {}
-        header = {name: grid[name] for name in NRRD_GRID if name in grid} if same else _nrrd_header(affine)
-        _check_shape(values, tuple(grid["sizes"]) if same else values.shape)
+    if str(path).endswith(".nrrd"):
+        header = _nrrd_like(str(like), values) if str(like).lower().endswith(".nrrd") else _nrrd_header(affine)
         with atomic_write(path) as partial:
             nrrd.write(str(partial), values, header, index_order="F", compression_level=1)
         return
+    same = str(like).lower().endswith((".nii", ".nii.gz"))
     image = _nifti_like(nibabel.load(like), values) if same else _nifti(affine, values)
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
@@ -220,6 +220,12 @@ def write_volume(
 def _check_shape(values: NDArray[Any], scan: Sequence[int]) -> None:
     if values.shape[:3] != tuple(scan[:3]):
         raise ValueError(f"the result is {values.shape[:3]} voxels, the scan {tuple(scan[:3])}")
+
+
+def _nrrd_like(scan: str, values: NDArray[Any]) -> dict[str, Any]:
+    grid = nrrd.read_header(scan)
+    _check_shape(values, tuple(grid["sizes"]))
+    return {name: grid[name] for name in NRRD_GRID if name in grid}
 
 
 def _nifti_like(scan: Any, values: NDArray[Any]) -> Any:
