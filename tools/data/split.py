@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from tools.shared.files import atomic_write
-from tools.shared.lists import read_info
 from tools.shared.patients import by_patient, expanded
 from tools.shared.scans import find_volume, folders_in, scans_in, stem
+from tools.shared.stacks import read_info
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Reads the text files that come with scans: JSON lists of cases, whatever wrote them, and `Info.cfg`."""
+"""Reads JSON lists of cases, whatever wrote them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .scans import problem_of_name
 from .validation import InputError
 
-__all__ = ["SPLITS", "lists_of", "read_info", "read_json", "read_split_file", "read_text"]
+__all__ = ["SPLITS", "lists_of", "read_json", "read_split_file", "read_text"]
 
 SPLITS = ("training", "validation", "test")
 # Lists in the descriptions of data sets that are no lists of cases.
@@ -118,19 +118,3 @@ def read_split_file(path: str | Path) -> dict[str, list[str]]:
     if problems:
         raise InputError(problems)
     return named
-
-
-def read_info(path: Path) -> dict[str, str]:
-    """Entries `key: value` of an `Info.cfg`, in any of the encodings of `read_text`; empty where there is none.
-
-    Raises:
-        InputError: when it cannot be read, or a key has two values.
-    """
-    if not path.is_symlink() and not path.exists():
-        return {}
-    lines = read_text(path, kind=path.name).splitlines()
-    pairs = dict.fromkeys((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
-    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1 and key]
-    if twice:
-        raise InputError([(path.parent.name, str(path), f"{twice[0]} has two values")])
-    return dict(pairs.keys())

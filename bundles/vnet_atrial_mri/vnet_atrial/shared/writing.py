@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,15 +22,7 @@ from .scans import stem
 from .validation import Case, InputError, case_name
 from .volumes import SUFFIXES
 
-__all__ = [
-    "ScanGridWriter",
-    "ScanLayout",
-    "check_outputs",
-    "layouts_of",
-    "safe_name",
-    "scan_of_case",
-    "write_volume",
-]
+__all__ = ["ScanGridWriter", "ScanLayout", "check_outputs", "layouts_of", "scan_of_case", "write_volume"]
 
 NIFTI_GRID = (
     *("qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z"),
@@ -43,14 +34,9 @@ NRRD_GRID = (
 )
 
 
-def safe_name(name: str) -> str:
-    """Returns a case's name as a file may be called: what separates folders becomes `_`."""
-    return re.sub(r"[/\\\0]", "_", name).replace("..", "_") or "_"
-
-
 def scan_of_case(image: str | Path, case: str) -> str:
     """Returns the path by which files of a scan of several images are named: beside its images, after its case."""
-    return str(Path(image).parent / f"{safe_name(case)}.nii.gz")
+    return str(Path(image).parent / f"{case}.nii.gz")
 
 
 class ScanLayout(FolderLayoutBase):
@@ -89,11 +75,10 @@ class ScanLayout(FolderLayoutBase):
     def filename(self, subject: str | Path = "", **_: Any) -> Path:
         """Returns the file of a scan, whose path is `subject`."""
         scan = Path(os.path.abspath(subject))  # noqa: PTH100  # without `..`, which Path.absolute keeps
-        if self.root is None:
-            place: Sequence[str] = [stem(scan)]
-        else:
-            relative = Path(os.path.relpath(scan.parent, os.path.abspath(self.root)))  # noqa: PTH100
-            place = [part for part in relative.parts if part != ".."]
+        place: Sequence[str] = [stem(scan)]
+        if self.root is not None:
+            place = Path(os.path.relpath(scan.parent, os.path.abspath(self.root))).parts  # noqa: PTH100
+        place = [part for part in place if part != ".."]
         return self.output_dir.joinpath(*place, f"{stem(scan)}_{self.postfix}{self.extension}")
 
     def of(self, case: Case) -> Path:
@@ -124,7 +109,7 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
         InputError: when they do.
     """
     listed = [case for case in cases if isinstance(case.get("image"), str | Path)]
-    problems = list(_shared("name", [(case, safe_name(case_name(case))) for case in listed]))
+    problems = list(_shared("name", [(case, case_name(case)) for case in listed]))
     folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
     for layout in layouts_of(postprocessing):
         files = [(case, layout.of(case)) for case in listed]
