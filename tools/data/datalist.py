@@ -18,9 +18,10 @@ from tqdm import tqdm
 from tools.data.duplicates import GRID, SAME, read_fingerprint, same_scans, similarities
 from tools.shared.data import find_scans, read_split, sequence_files
 from tools.shared.files import atomic_write
-from tools.shared.lists import read_json, read_text
+from tools.shared.lists import read_json
 from tools.shared.patients import by_patient
 from tools.shared.scans import scans_in, stem
+from tools.shared.stacks import read_text
 from tools.shared.validation import InputError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import nibabel
-import nrrd
 import numpy as np
 from monai.data import FolderLayoutBase, ImageWriter
 from monai.transforms import SaveImaged
@@ -22,15 +21,12 @@ from .scans import stem
 from .validation import Case, InputError, case_name
 from .volumes import SUFFIXES
 
-__all__ = ["ScanGridWriter", "ScanLayout", "check_outputs", "layouts_of", "scan_of_case", "write_volume"]
+__all__ = ["ScanGridWriter", "ScanLayout", "check_outputs", "check_shape", "layouts_of", "scan_of_case"]
+__all__ += ["write_volume"]
 
 NIFTI_GRID = (
     *("qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-)
-NRRD_GRID = (
-    *("space", "space dimension", "space directions", "space origin", "space units", "measurement frame"),
-    *("spacings", "thicknesses", "axis mins", "axis maxs", "centers", "centerings", "kinds", "units"),
 )
 
 
@@ -170,15 +166,15 @@ def write_volume(
     like: str | Path | None = None,
     slope: float | None = None,
 ) -> None:
-    """Writes a volume as NIfTI, or as NRRD if `path` ends so, complete or not at all.
+    """Writes a volume as NIfTI, complete or not at all.
 
     Args:
         path: the file.
-        values: `(H, W, D, C)`, or `(H, W, D)`; NRRD files have one channel.
+        values: `(H, W, D, C)`, or `(H, W, D)`.
         affine: of the voxels, RAS in mm.
-        like: file of the scan on whose grid the voxels are; from one of the same format the geometry is taken as it
-            is, so that every reader sees both alike.
-        slope: what stored NIfTI values are multiplied with when they are read.
+        like: file of the scan on whose grid the voxels are; from NIfTI the geometry is taken as it is, so that every
+            reader sees both alike.
+        slope: what stored values are multiplied with when they are read.
 
     Raises:
         OSError: when it cannot be written; nothing of it is left.
@@ -186,15 +182,7 @@ def write_volume(
     """
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
-    as_nrrd = str(path).endswith(".nrrd")
-    same = str(like).lower().endswith(".nrrd" if as_nrrd else (".nii", ".nii.gz"))
-    if as_nrrd:
-        grid = nrrd.read_header(str(like)) if same else {}
-        header = {name: grid[name] for name in NRRD_GRID if name in grid} if same else _nrrd_header(affine)
-        _check_shape(values, tuple(grid["sizes"]) if same else values.shape)
-        with atomic_write(path) as partial:
-            nrrd.write(str(partial), values, header, index_order="F", compression_level=1)
-        return
+    same = str(like).lower().endswith((".nii", ".nii.gz"))
     image = _nifti_like(nibabel.load(like), values) if same else _nifti(affine, values)
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
@@ -202,13 +190,14 @@ def write_volume(
         nibabel.save(image, partial)
 
 
-def _check_shape(values: NDArray[Any], scan: Sequence[int]) -> None:
+def check_shape(values: NDArray[Any], scan: Sequence[int]) -> None:
+    """Raises a `ValueError` unless a result has the size of its scan."""
     if values.shape[:3] != tuple(scan[:3]):
         raise ValueError(f"the result is {values.shape[:3]} voxels, the scan {tuple(scan[:3])}")
 
 
 def _nifti_like(scan: Any, values: NDArray[Any]) -> Any:
-    _check_shape(values, scan.shape)
+    check_shape(values, scan.shape)
     kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Image) else nibabel.Nifti1Image
     header = kind.header_class()
     header.set_data_dtype(values.dtype)
@@ -225,10 +214,3 @@ def _nifti(affine: NDArray[Any], values: NDArray[Any]) -> Any:
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
     return image
-
-
-def _nrrd_header(affine: NDArray[Any]) -> dict[str, Any]:
-    """Geometry in the coordinates that ITK writes, which run to the left and to the back."""
-    turned = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
-    directions = {"space directions": turned[:, :3].T, "space origin": turned[:, 3]}
-    return {"space": "left-posterior-superior", **directions, "kinds": ["domain"] * 3}

@@ -13,14 +13,15 @@ from typing import Any, NoReturn
 from .scans import problem_of_name
 from .validation import InputError
 
-__all__ = ["SPLITS", "lists_of", "read_json", "read_split_file", "read_text"]
+__all__ = ["SPLITS", "content_of", "lists_of", "read_json", "read_split_file"]
 
 SPLITS = ("training", "validation", "test")
 # Lists in the descriptions of data sets that are no lists of cases.
 METADATA = {"labels", "modality", "channel_names", "tensorImageSize", "tensorImageSizes", "authors", "keywords"}
 
 
-def _content(path: Path, kind: str) -> bytes:
+def content_of(path: Path, kind: str) -> bytes:
+    """Returns the content of a file, or raises an `InputError`; `kind` is what it is, for messages."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -29,22 +30,12 @@ def _content(path: Path, kind: str) -> bytes:
         raise InputError([("", str(path), f"{kind} cannot be read ({error})")]) from error
 
 
-def read_text(path: str | Path, *, kind: str) -> str:
-    """Returns the content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+def read_json(path: str | Path, *, kind: str) -> Any:
+    """Returns the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
         path: the file.
         kind: what it is, for messages.
-
-    Raises:
-        InputError: when it is missing or unreadable.
-    """
-    content = _content(Path(path), kind)
-    return content.decode(json.detect_encoding(content), errors="replace")
-
-
-def read_json(path: str | Path, *, kind: str) -> Any:
-    """Returns the content of a JSON file, see `read_text`.
 
     Raises:
         InputError: when it is missing, unreadable, no JSON, nested too deeply, or holds NaN or a key twice.
@@ -59,7 +50,7 @@ def read_json(path: str | Path, *, kind: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON")
 
-    content = _content(Path(path), kind)
+    content = content_of(Path(path), kind)
     try:
         return json.loads(content, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:

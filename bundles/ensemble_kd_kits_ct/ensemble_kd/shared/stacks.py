@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
@@ -13,10 +14,10 @@ import numpy as np
 from monai.data.utils import affine_to_spacing
 from numpy.typing import NDArray
 
-from .lists import read_text
+from .lists import content_of
 from .validation import InputError
 
-__all__ = ["STRUCTURES", "check_order", "read_info", "rules_of_axes", "rules_of_label", "rules_of_stack"]
+__all__ = ["STRUCTURES", "check_order", "read_info", "read_text", "rules_of_axes", "rules_of_label", "rules_of_stack"]
 
 STRUCTURES = ("RV", "MYO", "LV")
 ENCLOSED = 0.75  # of the outline; at least 0.99 of a cavity's is myocardium in ACDC, at most 0.46 in any other pair
@@ -95,3 +96,17 @@ def read_info(path: Path) -> dict[str, str]:
     if twice:
         raise InputError([(path.parent.name, str(path), f"{twice[0]} has two values")])
     return dict(pairs.keys())
+
+
+def read_text(path: str | Path, *, kind: str) -> str:
+    """Returns the content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        kind: what it is, for messages.
+
+    Raises:
+        InputError: when it is missing or unreadable.
+    """
+    content = content_of(Path(path), kind)
+    return content.decode(json.detect_encoding(content), errors="replace")
