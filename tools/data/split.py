@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.shared.files import write_text
-from tools.shared.lists import read_info
 from tools.shared.patients import by_patient, check_patients, draw, expanded
 from tools.shared.scans import find_volume, folders_in, is_volume, scans_in, stem, visible
+from tools.shared.stacks import read_info
 
 logger = logging.getLogger(__name__)
 

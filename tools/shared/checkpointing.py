@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .identity import RunIdentity
 
 __all__ = ["BestModel", "TrainingState", "WeightAverage", "epoch_seeds", "save_atomically"]
-__all__ += ["save_atomically"]
 
 logger = logging.getLogger(__name__)
 

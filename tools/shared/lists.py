@@ -1,4 +1,4 @@
-"""Reads the text files that come with scans: JSON lists of cases, whatever wrote them, and `Info.cfg`."""
+"""Reads JSON lists of cases, whatever wrote them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any, NoReturn
 from .scans import problem_of_name
 from .validation import InputError
 
-__all__ = ["SPLITS", "lists_of", "read_info", "read_json", "read_split_file", "read_text"]
+__all__ = ["SPLITS", "lists_of", "read_json", "read_split_file", "read_text"]
 
 SPLITS = ("training", "validation", "test")
 # Lists in the descriptions of data sets that are no lists of cases.
 METADATA = {"labels", "modality", "channel_names", "tensorImageSize", "tensorImageSizes", "authors", "keywords"}
 
 
-def _content(path: Path, kind: str) -> bytes:
+def _content_of(path: Path, kind: str) -> bytes:
+    """Returns the content of a file, or raises an `InputError`; `kind` is what it is, for messages."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -28,22 +29,12 @@ def _content(path: Path, kind: str) -> bytes:
         raise InputError([("", str(path), f"{kind} cannot be read ({error})")]) from error
 
 
-def read_text(path: str | Path, *, kind: str) -> str:
-    """Returns the content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+def read_json(path: str | Path, *, kind: str) -> Any:
+    """Returns the content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Args:
         path: the file.
         kind: what it is, for messages.
-
-    Raises:
-        InputError: when it is missing or unreadable.
-    """
-    content = _content(Path(path), kind)
-    return content.decode(json.detect_encoding(content), errors="replace")
-
-
-def read_json(path: str | Path, *, kind: str) -> Any:
-    """Returns the content of a JSON file, see `read_text`.
 
     Raises:
         InputError: when it is missing, unreadable, no JSON, nested too deeply, or holds NaN or a key twice.
@@ -58,7 +49,7 @@ def read_json(path: str | Path, *, kind: str) -> Any:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no JSON")
 
-    content = _content(Path(path), kind)
+    content = _content_of(Path(path), kind)
     try:
         return json.loads(content, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
@@ -123,17 +114,15 @@ def read_split_file(path: str | Path) -> dict[str, list[str]]:
     return named
 
 
-def read_info(path: Path) -> dict[str, str]:
-    """Entries `key: value` of an `Info.cfg`, in any of the encodings of `read_text`; empty where there is none.
+def read_text(path: str | Path, *, kind: str) -> str:
+    """Returns the content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        kind: what it is, for messages.
 
     Raises:
-        InputError: when it cannot be read, or a key has two values.
+        InputError: when it is missing or unreadable.
     """
-    if not path.is_symlink() and not path.exists():
-        return {}
-    lines = read_text(path, kind=path.name).splitlines()
-    pairs = dict.fromkeys((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
-    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1 and key]
-    if twice:
-        raise InputError([(path.parent.name, str(path), f"{twice[0]} has two values")])
-    return dict(pairs.keys())
+    content = _content_of(Path(path), kind)
+    return content.decode(json.detect_encoding(content), errors="replace")

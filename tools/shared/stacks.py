@@ -1,18 +1,21 @@
-"""What holds for short-axis stacks of the heart: where slices lie, and which label is which structure."""
+"""What holds for short-axis stacks of the heart: where slices lie, which label is which structure, `Info.cfg`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.data.utils import affine_to_spacing
 from numpy.typing import NDArray
 
+from .lists import read_text
 from .validation import InputError
 
-__all__ = ["STRUCTURES", "check_order", "rules_of_axes", "rules_of_label", "rules_of_stack"]
+__all__ = ["STRUCTURES", "check_order", "read_info", "rules_of_axes", "rules_of_label", "rules_of_stack"]
 
 STRUCTURES = ("RV", "MYO", "LV")
 ENCLOSED = 0.75  # of the outline; at least 0.99 of a cavity's is myocardium in ACDC, at most 0.46 in any other pair
@@ -75,3 +78,19 @@ def _enclosure(label: NDArray[np.int64]) -> NDArray[np.float64]:
         borders += pairs + pairs.T
     np.fill_diagonal(borders, 0)
     return borders / np.maximum(borders.sum(axis=1, keepdims=True), 1)
+
+
+def read_info(path: Path) -> dict[str, str]:
+    """Entries `key: value` of an `Info.cfg`, in any of the encodings of `read_text`; empty where there is none.
+
+    Raises:
+        InputError: when it cannot be read, or a key has two values.
+    """
+    if not path.is_symlink() and not path.exists():
+        return {}
+    lines = read_text(path, kind=path.name).splitlines()
+    pairs = dict.fromkeys((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines))
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1 and key]
+    if twice:
+        raise InputError([(path.parent.name, str(path), f"{twice[0]} has two values")])
+    return dict(pairs.keys())

@@ -1,66 +1,30 @@
-"""Tables of runs: scores of the tumour regions, volumes of the tumour's parts."""
+"""The tables that runs leave behind: scores with their summary, volumes of structures."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.metrics import compute_dice, compute_hausdorff_distance
 
-from .evaluation import CaseTable, voxel_volume
+from .evaluation import CaseTable, Row, voxel_volume
 from .files import write_table
-from .regions import CLASSES, REGIONS, VALUES, region_mask
 
-__all__ = ["CaseReport", "CaseScores", "Item", "scores"]
+__all__ = ["CaseReport", "ScoreTable", "statistics", "summarise"]
 
-Item = Mapping[str, Any]
-
-
-def scores(prediction: torch.Tensor, label: torch.Tensor, *, spacing: Sequence[float]) -> dict[str, float]:
-    """Scores of the regions in one label map against another.
-
-    Surfaces are MONAI's: voxels that touch another value or the border of the volume. A region that neither map has:
-    Dice 1 and distance NaN; one that only one map has: 0 and infinite.
-
-    Args:
-        prediction: `(H, W, D)`, in the values of files.
-        label: `(H, W, D)`, likewise.
-        spacing: size of a voxel in mm.
-
-    Returns:
-        `dice_ET`, `dice_TC`, `dice_WT`, their mean `dice`, and in mm `hd95_ET`, `hd95_TC` and `hd95_WT`, the larger of
-        the two directed 95th percentiles of the surface distance.
-    """
-    found, true = (
-        torch.stack([region_mask(volume, region).cpu() for region in REGIONS])[None] for volume in (prediction, label)
-    )
-    dice = compute_dice(found, true, ignore_empty=False)[0]
-    alone = torch.logical_xor(*(masks[0].flatten(1).any(1) for masks in (found, true)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of masks that are empty
-        distance = compute_hausdorff_distance(
-            found, true, include_background=True, percentile=95, spacing=list(spacing)
-        )[0]
-    distance[alone] = math.inf  # for which MONAI has NaN
-    named = {f"dice_{region}": float(value) for region, value in zip(REGIONS, dice, strict=True)}
-    distances = {f"hd95_{region}": float(value) for region, value in zip(REGIONS, distance, strict=True)}
-    return {**named, "dice": float(dice.mean()), **distances}
+LOWER_IS_BETTER = ("hd", "asd")
 
 
-class CaseScores(CaseTable):
-    """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
+class ScoreTable(CaseTable):
+    """Handler of an evaluator: a table with the scores of every case, and `<name>_summary.csv` with their `summarise`.
 
-    A summary has `cases`, how many have a finite score, and over these `mean`, `sd` (of the population), `median`,
-    `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds the region
-    `present`, how many have a finite score, and their `mean_present`; `failed`, how many cases could not be scored.
-
-    The means over all cases go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
+    The summary has a column `failed` more, how many cases could not be scored. The means go into
+    `engine.state.metrics`; a `StatsHandler` that follows shows them. `holds` returns whether the reference holds each
+    structure, by name.
 
     Args:
         path: CSV of the cases, written when the run ends.
@@ -69,68 +33,88 @@ class CaseScores(CaseTable):
         lower_is_better: how the names of scores begin whose lowest is the best.
     """
 
-    lower_is_better: tuple[str, ...] = ("hd95",)
+    lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
 
-    def row(self, item: Item) -> dict[str, Any]:
-        """Returns the scores of one case.
-
-        Args:
-            item: `pred` and `label` `(1, H, W, D)`, in the values of files and on one grid.
-        """
-        label: MetaTensor = item["label"]
-        return {"case": item["case"], **scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())}
-
-    def holds(self, item: Item) -> set[str]:
-        """Returns the regions that the reference holds."""
-        return {region for region in REGIONS if region_mask(item["label"], region).any()}
+    def summary(self) -> list[Row]:
+        """Returns the summary of the cases that were scored."""
+        lines = summarise(self.rows, self.held, lower_is_better=self.lower_is_better)
+        lines = lines or [{"score": "dice"} | statistics([], [])]
+        return [line | {"failed": len(self.failed)} for line in lines]
 
     def write(self, engine: Engine) -> None:
         """Writes both tables."""
         super().write(engine)
-        summary = [
-            _summary(name, self.rows, self.held, lower_is_better=name.startswith(self.lower_is_better))
-            | {"failed": len(self.failed)}
-            for name in (self.rows[0] if self.rows else ["dice"])
-            if name != "case"
-        ]
-        engine.state.metrics |= {line["score"]: line["mean"] for line in summary}
+        summary = self.summary()
+        sets = {line.get("set") for line in summary}
+        for line in summary:
+            name = f"{line['set']}/{line['score']}" if len(sets) > 1 else line["score"]
+            engine.state.metrics[name] = line["mean"]
         write_table(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
 
 
-def _summary(
-    name: str, rows: Sequence[Mapping[str, Any]], held: Sequence[Collection[str]], *, lower_is_better: bool
-) -> dict[str, Any]:
-    values, region = np.array([row[name] for row in rows], dtype=float), name.rpartition("_")[2]
-    finite = np.isfinite(values)
-    present = finite & np.array([region not in REGIONS or region in regions for regions in held], dtype=bool)
-    statistics = [math.nan] * 5
-    if finite.any():
-        known = values[finite]
-        extremes = sorted((known.min(), known.max()), reverse=lower_is_better)
-        statistics = [float(value) for value in (known.mean(), known.std(), np.median(known), *extremes)]
-    named = dict(zip(("mean", "sd", "median", "worst", "best"), statistics, strict=True))
-    counted = {"infinite": int(np.isinf(values).sum()), "present": int(present.sum())}
-    mean_present = float(values[present].mean()) if present.any() else math.nan
-    return {"score": name, "cases": int(finite.sum()), **named, **counted, "mean_present": mean_present}
+def summarise(
+    rows: Sequence[Row], held: Sequence[Mapping[str, Any]], *, lower_is_better: tuple[str, ...] = LOWER_IS_BETTER
+) -> list[Row]:
+    """Returns `score` and its `statistics` for each score of some cases; a score is what has floating-point values.
+
+    Args:
+        rows: those of the cases.
+        held: for every case, whether its reference holds a structure, by name. Scores called `<score>_<structure>` are
+            of this structure, others of all.
+        lower_is_better: how the names of scores begin whose lowest is the best.
+    """
+    summary = []
+    for name in (name for name, value in (rows[0] if rows else {}).items() if isinstance(value, float)):
+        structure = max((each for each in held[0] if name.endswith(f"_{each}")), key=len, default=None)
+        present = [structure is None or bool(case[structure]) for case in held]
+        found = statistics([row[name] for row in rows], present, lower_is_better=name.startswith(lower_is_better))
+        summary.append({"score": name} | found)
+    return summary
+
+
+def statistics(values: Sequence[float], present: Sequence[bool], *, lower_is_better: bool = False) -> Row:
+    """Returns statistics of a score, NaN where there are none.
+
+    Args:
+        values: of the cases.
+        present: whether the reference of each holds what is scored.
+        lower_is_better: whether the lowest value is the best.
+
+    Returns:
+        `cases`, how many have a finite value, and over these `mean`, `sd` (of the population), `median`, `worst` and
+        `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds what is scored
+        `present`, how many have a finite value, and their `mean_present`.
+    """
+    every = np.array(values, dtype=float)
+    finite = np.isfinite(every)
+    known, held = every[finite], every[finite & np.array(present, dtype=bool)]
+    found = dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
+    if known.size:
+        worst, best = sorted((known.min(), known.max()), reverse=lower_is_better)
+        found = {"mean": known.mean(), "sd": known.std(), "median": np.median(known), "worst": worst, "best": best}
+    counts = {"infinite": int(np.isinf(every).sum()), "present": held.size}
+    mean_present = float(held.mean()) if held.size else math.nan
+    return {"cases": known.size, **{k: float(v) for k, v in found.items()}, **counts, "mean_present": mean_present}
 
 
 class CaseReport(CaseTable):
-    """Handler of an inference run: a table with the volumes of the tumour's parts in each scan.
+    """Handler of an inference run: a table with the volume of every structure in ml, and the file of every scan.
 
     Args:
-        path: CSV with `case`, `NCR_ml`, `ED_ml`, `ET_ml`, the file `image` and `error`, written when the run ends.
+        path: CSV with `case`, `<structure>_ml`, the file `image` and `error`, written when the run ends.
+        structures: names, and the values of the label maps that make up each.
     """
 
     named = ("case", "image")
 
-    def row(self, item: Item) -> dict[str, Any]:
-        """Returns volumes and file of one scan.
+    def __init__(self, path: str, *, structures: Mapping[str, Sequence[int]]) -> None:
+        super().__init__(path)
+        self.structures = {name: torch.tensor(values) for name, values in structures.items()}
 
-        Args:
-            item: `pred` `(1, H, W, D)`, in the values of files.
-        """
+    def row(self, item: Mapping[str, Any]) -> Row:
+        """Returns volumes and file of one scan, whose label map is `pred`."""
         pred: MetaTensor = item["pred"]
         voxel = voxel_volume(pred) / 1000
-        parts = list(zip(CLASSES, VALUES, strict=True))[1:]
-        volumes = {f"{name}_ml": round(int((pred == value).count_nonzero()) * voxel, 2) for name, value in parts}
+        counts = {name: int(torch.isin(pred.cpu(), values).sum()) for name, values in self.structures.items()}
+        volumes = {f"{name}_ml": round(count * voxel, 2) for name, count in counts.items()}
         return {"case": item["case"], **volumes, "image": pred.meta.get("source", pred.meta["filename_or_obj"])}

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from nibabel.nifti1 import Nifti1Image
 
 from .shared.patients import patient_of
@@ -14,7 +13,7 @@ from .shared.scans import stem
 from .shared.stacks import STRUCTURES, check_order, rules_of_stack
 from .shared.validation import Case, InputError, Problem, case_name, check_cases, problems_of_splits
 
-__all__ = ["check_stacks", "has_bfloat16"]
+__all__ = ["check_stacks"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +45,6 @@ def check_stacks(
         yield from rules_of_stack(volumes, label=ordered, label_order=label_order or STRUCTURES)
 
     check_cases(splits, label=label, label_values=[[0, 1, 2, 3]], further=further, settings=label_order)
-
-
-def has_bfloat16() -> bool:
-    """Returns whether the processor has instructions for bfloat16; says so where it has none, which makes it slow."""
-    found = any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
-    if not found:
-        logger.warning(
-            "This processor has no bfloat16 instructions (AVX512-BF16, AMX): single precision is used instead."
-        )
-    return found
 
 
 def patient_of_case(case: Case) -> str:

@@ -16,7 +16,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
-from .shared.lists import SPLITS, read_info, read_split_file
+from .shared.lists import SPLITS, read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
     SUFFIXES,
@@ -28,6 +28,7 @@ from .shared.scans import (
     single_scan,
     stem,
 )
+from .shared.stacks import read_info
 from .shared.validation import InputError
 from .splits import published_split
 

@@ -1,26 +1,22 @@
-"""Tables that evaluation and inference leave behind: scores per structure and test set, volumes per scan."""
+"""The table of scores per structure and test set that an evaluation leaves behind."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance
 
-from .shared.evaluation import CaseTable, Row, voxel_volume
-from .shared.files import write_table
+from .shared.evaluation import Row
 from .shared.stacks import STRUCTURES
+from .shared.tables import ScoreTable, statistics, summarise
 from .shared.validation import InputError
 
-__all__ = ["CaseReport", "CaseScores", "hd95", "scores", "summarise"]
-
-NAMES = ("case", "patient", "frame", "set")
+__all__ = ["CaseScores", "hd95", "scores"]
 
 
 def scores(
@@ -79,56 +75,11 @@ def hd95(found: torch.Tensor, true: torch.Tensor, *, spacing: Sequence[float]) -
     return float(compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=step))
 
 
-def summarise(rows: Sequence[Row], present: Sequence[Collection[str]] | None = None) -> list[Row]:
-    """Summary of each score over the cases of each test set.
+class CaseScores(ScoreTable):
+    """`ScoreTable` of the `scores` of every case, whose summary is by test set.
 
-    With more than one set, the rows `over sets` have the same statistics of the sets' means, each set counting once.
-
-    Args:
-        rows: names (`NAMES`) and scores of the cases.
-        present: of every case the structures that its reference holds; by default all.
-
-    Returns:
-        Rows with `set` and `score`; `cases`, how many have a finite score, and over these `mean`, `sd` (of the
-        population), `median`, `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose
-        reference holds the structure `present`, how many have a finite score, and their `mean_present`. NaN where there
-        is none.
-    """
-    names = [name for name in rows[0] if name not in NAMES]
-    groups: dict[str, list[tuple[Row, Collection[str]]]] = {}
-    for row, held in zip(rows, present or [STRUCTURES] * len(rows), strict=True):
-        groups.setdefault(row["set"], []).append((row, held))
-    summary: list[Row] = []
-    for key, group in groups.items():
-        for name in names:
-            structure = name.partition("_")[2]
-            there = [row[name] for row, held in group if not structure or structure in held]
-            summary.append({"set": key, "score": name} | _statistics(name, [row[name] for row, _ in group], there))
-    if len(groups) > 1:
-        for name in names:
-            means, there = ([row[key] for row in summary if row["score"] == name] for key in ("mean", "mean_present"))
-            summary.append({"set": "over sets", "score": name} | _statistics(name, means, there))
-    return summary
-
-
-def _statistics(name: str, values: Sequence[float], present: Sequence[float]) -> Row:
-    finite, there = (np.array([value for value in some if math.isfinite(value)]) for some in (values, present))
-    found: Row = dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
-    if finite.size:
-        worst, best = (finite.max(), finite.min()) if name.startswith("hd95") else (finite.min(), finite.max())
-        found = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite), "worst": worst, "best": best}
-    found = {"cases": finite.size} | {key: float(value) for key, value in found.items()}
-    found |= {"infinite": int(np.isinf(values).sum()), "present": there.size}
-    return found | {"mean_present": float(there.mean()) if there.size else math.nan}
-
-
-class CaseScores(CaseTable):
-    """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
-
-    The summary also has `failed`, how many cases of a set could not be scored.
-
-    The means go into `engine.state.metrics` too, `<set>/<score>` where there are several sets; a `StatsHandler` that
-    follows shows them.
+    With more than one set, its rows `over sets` have the same statistics of the sets' means, each set counting once,
+    and the metrics are called `<set>/<score>`.
 
     Args:
         path: CSV of the cases, written when the run ends.
@@ -138,7 +89,7 @@ class CaseScores(CaseTable):
         InputError: when there is no structure, or one of another name.
     """
 
-    named = NAMES
+    named = ("case", "patient", "frame", "set")
 
     def __init__(self, path: str, *, structures: Sequence[str] = STRUCTURES) -> None:
         if not structures or not set(structures) <= set(STRUCTURES):
@@ -150,41 +101,32 @@ class CaseScores(CaseTable):
     def row(self, item: Mapping[str, Any]) -> Row:
         """Returns names and scores of one case; label maps are `(1, H, W, D)` and lie on one grid."""
         label: MetaTensor = item["label"]
-        names, volumes = {name: item[name] for name in NAMES}, (item["pred"][0], label[0])
+        names, volumes = {name: item[name] for name in self.named}, (item["pred"][0], label[0])
         return names | scores(*volumes, spacing=label.pixdim.tolist(), structures=self.structures)
 
-    def holds(self, item: Mapping[str, Any]) -> list[str]:
-        """Returns the structures that the reference holds."""
-        return [name for name in self.structures if (item["label"] == _value(name)).any()]
+    def holds(self, item: Mapping[str, Any]) -> dict[str, bool]:
+        """Returns whether the reference holds each structure."""
+        return {name: bool((item["label"] == _value(name)).any()) for name in self.structures}
 
-    def write(self, engine: Engine) -> None:
-        """Writes both tables."""
-        super().write(engine)
+    def summary(self) -> list[Row]:
+        """Returns the summary of each set, and over the sets."""
+        summary: list[Row] = []
+        cases = [(row["set"], row, held) for row, held in zip(self.rows, self.held, strict=True)]
         failed = Counter(row["set"] for row in self.failed)
-        summary = summarise(self.rows, self.held) if self.rows else []
-        unscored = [name for name in failed if name not in {row["set"] for row in summary}]
-        summary += [{"set": name, "score": "dice", "cases": 0} for name in unscored]
-        failed["over sets"] = failed.total()
-        several = len({row["set"] for row in summary}) > 1
-        for row in summary:
-            row["failed"] = failed[row["set"]]
-            name = f"{row['set']}/{row['score']}" if several else row["score"]
-            engine.state.metrics[name] = row.get("mean", math.nan)
-        write_table(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
+        for key in dict.fromkeys([key for key, *_ in cases] + list(failed)):
+            chosen = [(row, held) for of, row, held in cases if of == key]
+            lines = summarise([row for row, _ in chosen], [held for _, held in chosen])
+            lines = lines or [{"score": "dice"} | statistics([], [])]
+            summary += [{"set": key, **line, "failed": failed[key]} for line in lines]
+        names = dict.fromkeys(line["score"] for line in summary) if len({line["set"] for line in summary}) > 1 else {}
+        return summary + [_over_sets(name, summary) | {"failed": failed.total()} for name in names]
 
 
-class CaseReport(CaseTable):
-    """Handler of an inference run: a table with the volumes of the structures in each scan.
-
-    Args:
-        path: CSV with `case`, `RV_ml`, `MYO_ml`, `LV_ml`, the scan's file and `error`, written when the run ends.
-    """
-
-    named = ("case", "image")
-
-    def row(self, item: Mapping[str, Any]) -> Row:
-        """Returns volumes and file of one scan; its label map `pred` is `(1, H, W, D)`."""
-        mask: MetaTensor = item["pred"]
-        voxel = voxel_volume(mask) / 1000
-        volumes = {f"{name}_ml": round(int((mask == _value(name)).sum()) * voxel, 2) for name in STRUCTURES}
-        return {"case": item["case"], **volumes, "image": mask.meta["filename_or_obj"]}
+def _over_sets(name: str, summary: Sequence[Row]) -> Row:
+    lower = name.startswith("hd95")
+    lines = [line for line in summary if line["score"] == name]
+    means, there = (
+        statistics([line[key] for line in lines], [True] * len(lines), lower_is_better=lower)
+        for key in ("mean", "mean_present")
+    )
+    return {"set": "over sets", "score": name, **means, "present": there["cases"], "mean_present": there["mean"]}

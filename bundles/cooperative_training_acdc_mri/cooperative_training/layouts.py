@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .shared.lists import read_info
 from .shared.scans import check_names, find_volume, folders_in, visible
+from .shared.stacks import read_info
 from .shared.validation import InputError
 
 __all__ = ["is_patient", "is_reorganised", "labelled_cases", "patient_folders"]

@@ -82,7 +82,6 @@ class LatentMasking:
         random_threshold: draw the fraction from [0, `max_threshold`) instead of using `max_threshold`.
         soft: see `channel_mask`.
         ranking: see `channel_mask`.
-        random_dropout: draw the fraction of `dropout` too, where the reference always drops `max_threshold`.
 
     Raises:
         ValueError: when a kind or the ranking is unknown, or the threshold is outside its range.
@@ -96,7 +95,6 @@ class LatentMasking:
         random_threshold: bool = True,
         soft: bool = True,
         ranking: str = "signed_desc",
-        random_dropout: bool = False,
     ) -> None:
         if not kinds or not set(kinds) <= {"dropout", "spatial", "channel"}:
             raise ValueError(f"kinds must be among dropout, spatial and channel, got {list(kinds)}")
@@ -109,7 +107,6 @@ class LatentMasking:
         self.random_threshold = random_threshold
         self.soft = soft
         self.ranking = ranking
-        self.random_dropout = random_dropout
 
     def draw_kind(self) -> str:
         """Returns one of the kinds."""
@@ -117,9 +114,9 @@ class LatentMasking:
         random.shuffle(shuffled)
         return shuffled[0]
 
-    def draw_fraction(self, *, is_random: bool) -> float:
-        """Returns the fraction to mask."""
-        return self.max_threshold * (float(np.random.rand()) if is_random else 1.0)  # noqa: NPY002
+    def draw_fraction(self) -> float:
+        """Returns the fraction to mask by gradients."""
+        return self.max_threshold * (float(np.random.rand()) if self.random_threshold else 1.0)  # noqa: NPY002
 
     def __call__(self, code: torch.Tensor, loss: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Returns the masked code.
@@ -130,8 +127,7 @@ class LatentMasking:
         """
         kind = self.draw_kind()
         if kind == "dropout":
-            return functional.dropout2d(code, self.draw_fraction(is_random=self.random_dropout))
+            return functional.dropout2d(code, self.max_threshold)
         gradient = code_gradient(loss, code)
         mask = channel_mask if kind == "channel" else spatial_mask
-        fraction = self.draw_fraction(is_random=self.random_threshold)
-        return code * mask(gradient, fraction, soft=self.soft, ranking=self.ranking)
+        return code * mask(gradient, self.draw_fraction(), soft=self.soft, ranking=self.ranking)

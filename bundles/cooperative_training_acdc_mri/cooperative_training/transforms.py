@@ -178,7 +178,7 @@ def _spline(image: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 class RandWarpSliced(RandomizableTransform, MapTransform):
-    """Turns, shifts, zooms and elastically deforms an image and its label, all by one resampling.
+    """Turns, shifts, zooms and elastically deforms `image` and `label`, both `(1, H, W)`, all by one resampling.
 
     The source of an output pixel p is A · Q · (p + d(p)): a small affine A, a turn Q by a random multiple of 45 degrees
     and, with probability `elastic_prob`, an elastic displacement d, which is uniform noise in [-1, 1] smoothed by a
@@ -186,8 +186,6 @@ class RandWarpSliced(RandomizableTransform, MapTransform):
     both by cubic splines, see `warp_image` and `warp_label`.
 
     Args:
-        image_key: image `(1, H, W)`.
-        label_key: label map `(1, H, W)`.
         spatial_size: size of the output in pixels, around the centre of the input.
         rotate_range: largest angle of A in radians, either way.
         translate_range: largest shift of A as a fraction of the size, either way, per axis.
@@ -200,8 +198,6 @@ class RandWarpSliced(RandomizableTransform, MapTransform):
 
     def __init__(
         self,
-        image_key: str = "image",
-        label_key: str = "label",
         *,
         spatial_size: Sequence[int],
         rotate_range: float = np.pi / 12,
@@ -212,7 +208,7 @@ class RandWarpSliced(RandomizableTransform, MapTransform):
         sigma_range: Range = (0.075, 0.15),
         alpha_range: Range = (1.5, 2.0),
     ) -> None:
-        MapTransform.__init__(self, [image_key, label_key])
+        MapTransform.__init__(self, ["image", "label"])
         RandomizableTransform.__init__(self)
         self.spatial_size = tuple(spatial_size)
         self.rotate_range = rotate_range
@@ -244,7 +240,6 @@ class RandWarpSliced(RandomizableTransform, MapTransform):
         shape = image.shape[1:]
         matrix, displacement = self.draw_matrix(shape), self.draw_displacement(shape)
         source = source_coordinates(matrix, displacement, shape=shape, size=self.spatial_size)
-        image_key, label_key = self.keys
-        d[image_key] = warp_image(image, source, spline=displacement is not None)
-        d[label_key] = warp_label(label, source, spline=displacement is not None)
+        d["image"] = warp_image(image, source, spline=displacement is not None)
+        d["label"] = warp_label(label, source, spline=displacement is not None)
         return d

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .shared.lists import SPLITS, lists_of, read_info, read_json, read_split_file
+from .shared.lists import SPLITS, lists_of, read_json, read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
     SUFFIXES,
@@ -21,8 +21,8 @@ from .shared.scans import (
     single_scan,
     stem,
 )
+from .shared.stacks import read_info
 from .shared.validation import InputError
-from .shared.writing import safe_name
 
 __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "soft_label_file", "with_soft_labels"]
 
@@ -232,8 +232,7 @@ def root_folder(dataset_dir: str | Path) -> str:
 
 def soft_label_file(folder: str | Path, case: str, *, kind: str = "soft") -> Path:
     """Returns where the ensemble leaves the `soft` labels, their `spread` or the `label` map of a case."""
-    name = safe_name(case)
-    return Path(folder).absolute() / name / f"{name}_{kind}.nii.gz"
+    return Path(folder).absolute() / case / f"{case}_{kind}.nii.gz"
 
 
 def with_soft_labels(cases: Mapping[str, list[Case]], folder: str | Path | bool | None) -> dict[str, list[Case]]:

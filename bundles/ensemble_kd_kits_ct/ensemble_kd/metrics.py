@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine
-from monai.data import MetaTensor
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .shared.evaluation import CaseTable, Row, voxel_volume
+from .shared.evaluation import Row
 from .shared.files import write_table
+from .shared.tables import ScoreTable
 from .shared.validation import InputError
 
-__all__ = ["KITS_STRUCTURES", "CaseReport", "CaseScores", "published_scores", "scores", "summarise"]
+__all__ = ["KITS_STRUCTURES", "CaseScores", "published_scores", "scores"]
 
 Structures = Mapping[str, Sequence[int]]
 Mask = NDArray[np.bool_]
@@ -138,53 +138,8 @@ def _compare(found: Mask, true: Mask, *, spacing: Sequence[float], neighbours: M
     )
 
 
-def summarise(
-    rows: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, bool]] | None = None
-) -> list[dict[str, Any]]:
-    """Summary of each score over the cases.
-
-    Args:
-        rows: `case` and the scores of every case.
-        present: for every case, whether its reference holds a structure, by name.
-
-    Returns:
-        Rows with `score`; `cases`, how many have a finite score, and over these `mean`, `sd` (of the population),
-        `median`, `worst` and `best`; `infinite`, how many have an infinite one; and of the cases whose reference holds
-        the structure `present`, how many have a finite score, and their `mean_present`. NaN where there is none.
-    """
-    summary = []
-    for name in rows[0]:
-        if name == "case":
-            continue
-        values = np.array([row[name] for row in rows], dtype=float)
-        finite = np.isfinite(values)
-        structure = name.partition("_")[2]
-        held = finite & np.array([case.get(structure, True) for case in present or [{}] * len(rows)])
-        line = {
-            "score": name,
-            "cases": int(finite.sum()),
-            **_statistics(values[finite], rising=name.startswith("dice")),
-        }
-        line |= {"infinite": int(np.isinf(values).sum()), "present": int(held.sum())}
-        summary.append(line | {"mean_present": float(values[held].mean()) if held.any() else math.nan})
-    return summary
-
-
-def _statistics(values: NDArray[np.float64], *, rising: bool) -> dict[str, float]:
-    if not len(values):
-        return dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
-    ends = (values.min(), values.max()) if rising else (values.max(), values.min())
-    found = (values.mean(), values.std(), np.median(values), *ends)
-    return {key: float(value) for key, value in zip(("mean", "sd", "median", "worst", "best"), found, strict=True)}
-
-
-class CaseScores(CaseTable):
-    """Handler of an evaluator: a table with the `scores` of every case, and `<name>_summary.csv` with their summary.
-
-    Its column `dice` is the mean over the structures. Distances that are not defined are empty fields. The summary also
-    has `failed`, how many cases could not be scored.
-
-    The means go into `engine.state.metrics`; a `StatsHandler` that follows shows them.
+class CaseScores(ScoreTable):
+    """`ScoreTable` of the `scores` of every case; its column `dice` is the mean over the structures.
 
     Args:
         path: CSV of the cases, written when the run ends.
@@ -208,14 +163,13 @@ class CaseScores(CaseTable):
         mean = float(np.mean([found[f"dice_{name}"] for name in self.structures]))
         return {"case": item["case"], "dice": mean, **found}
 
-    def holds(self, item: Mapping[str, Any]) -> tuple[dict[str, bool], Row]:
-        """Returns whether the reference holds each structure, and the row of published scores where they are wanted."""
+    def holds(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns whether the reference holds each structure; under "" the published scores where they are wanted."""
         volumes, spacing = self._volumes(item), item["label"].pixdim.tolist()
-        present = {name: bool(true.any()) for name, _, true in _masks(*volumes, self.structures)}
-        if not self.published:
-            return present, {}
-        measured = published_scores(*volumes, spacing=spacing, structures=self.structures)
-        return present, {"case": item["case"], **measured}
+        present: dict[str, Any] = {name: bool(true.any()) for name, _, true in _masks(*volumes, self.structures)}
+        if self.published:
+            present[""] = published_scores(*volumes, spacing=spacing, structures=self.structures)
+        return present
 
     @staticmethod
     def _volumes(item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,32 +178,6 @@ class CaseScores(CaseTable):
     def write(self, engine: Engine) -> None:
         """Writes the tables."""
         super().write(engine)
-        summary = summarise(self.rows, [present for present, _ in self.held]) if self.rows else []
-        summary = [line | {"failed": len(self.failed)} for line in summary or [{"score": "dice", "cases": 0}]]
-        engine.state.metrics.update((line["score"], line.get("mean", math.nan)) for line in summary)
-        tables = {"summary": summary} | ({"published": [row for _, row in self.held]} if self.published else {})
-        for ending, rows in tables.items():
-            write_table(self.path.with_name(f"{self.path.stem}_{ending}.csv"), rows)
-
-
-class CaseReport(CaseTable):
-    """Handler of an inference run: a table with the volume of every structure in ml and the file of every scan.
-
-    Args:
-        path: CSV, written when the run ends.
-        structures: see `scores`.
-    """
-
-    named = ("case", "image")
-
-    def __init__(self, path: str, *, structures: Structures = KITS_STRUCTURES) -> None:
-        super().__init__(path)
-        self.structures = {name: torch.tensor(values) for name, values in structures.items()}
-
-    def row(self, item: Mapping[str, Any]) -> Row:
-        """Returns volumes and file of one scan, whose label map is `pred`."""
-        label: MetaTensor = item["pred"]
-        voxel = voxel_volume(label) / 1000
-        voxels = {name: int(torch.isin(label.cpu(), values).sum()) for name, values in self.structures.items()}
-        volumes = {f"{name}_ml": round(count * voxel, 2) for name, count in voxels.items()}
-        return {"case": item["case"], **volumes, "image": label.meta["filename_or_obj"]}
+        if self.published:
+            rows = [{"case": row["case"], **held[""]} for row, held in zip(self.rows, self.held, strict=True)]
+            write_table(self.path.with_name(f"{self.path.stem}_published.csv"), rows)

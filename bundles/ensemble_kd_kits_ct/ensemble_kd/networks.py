@@ -6,18 +6,16 @@ All of them return logits. Convolutions and normalisations start as PyTorch's do
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
 import torch
 from monai.networks.blocks import ADN, Convolution
-from monai.networks.layers.factories import Conv, Dropout, Pool
+from monai.networks.layers.factories import Conv, Dropout
 from torch import nn
 from torch.nn import functional
 
-from .encoder_decoder import RELU, EncoderDecoder, check_dims, decoder_steps, is_scripting
 from .shared.validation import InputError, check_sizes
+from .unet import RELU, UNet, check_dims, is_scripting
 
 __all__ = ["DilatedCNN", "ResNet", "UNet"]
 
@@ -148,8 +146,6 @@ class ResNet(nn.Module):
         channels: those at full resolution; every halving doubles them.
         blocks: residual blocks.
         dropout: probability that a value is dropped in a block, and a channel ahead of the last two convolutions.
-        legacy_head: leave out the rectification between the last two convolutions, as an earlier version of the
-            reference implementation does.
 
     Raises:
         InputError: if `spatial_dims` is another.
@@ -164,7 +160,6 @@ class ResNet(nn.Module):
         channels: int = 32,
         blocks: int = 6,
         dropout: float = 0.5,
-        legacy_head: bool = False,
     ) -> None:
         super().__init__()
         check_dims(spatial_dims)
@@ -182,7 +177,7 @@ class ResNet(nn.Module):
             OrderedDict(
                 dropout1=drop(dropout),
                 conv=conv(channels, channels, 1),
-                act=nn.Identity() if legacy_head else nn.ReLU(inplace=True),
+                act=nn.ReLU(inplace=True),
                 dropout2=drop(dropout),
                 logits=conv(channels, out_channels, 1),
             )
@@ -203,46 +198,3 @@ class ResNet(nn.Module):
         if not is_scripting():
             check_sizes(4, image=x.shape[2:])
         return self.head(self.decoder(self.blocks(self.encoder(x))))
-
-
-class UNet(EncoderDecoder):
-    """U-Net with batch normalisation, in 2D or 3D.
-
-    The reference implementation registers the heads for deep supervision in any case, and with or without them returns
-    the same in evaluation.
-
-    Args:
-        spatial_dims: 2 or 3.
-        out_channels: label classes, background included.
-        in_channels: channels of a scan.
-        channels: those of every resolution, finest first.
-        deep_supervision: return the logits of three resolutions in training, those of the finest first.
-
-    Raises:
-        InputError: if `spatial_dims` is another, or there is but one resolution.
-    """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        out_channels: int,
-        *,
-        in_channels: int = 1,
-        channels: Sequence[int] = (32, 64, 128, 256),
-        deep_supervision: bool = False,
-    ) -> None:
-        check_dims(spatial_dims)
-        unit = partial(Convolution, spatial_dims, act=RELU, norm="batch")
-
-        def double(inputs: int, outputs: int) -> nn.Module:
-            return nn.Sequential(OrderedDict(conv1=unit(inputs, outputs), conv2=unit(outputs, outputs)))
-
-        decoder = decoder_steps(
-            spatial_dims, channels, out_channels=out_channels, convs=double, deep_supervision=deep_supervision
-        )
-        super().__init__(
-            [double(*widths) for widths in pairwise((in_channels, *channels))],
-            [Pool[Pool.MAX, spatial_dims](2) for _ in decoder],
-            decoder=decoder,
-            deep_supervision=deep_supervision,
-        )

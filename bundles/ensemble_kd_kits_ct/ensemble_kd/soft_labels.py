@@ -84,16 +84,14 @@ class SaveMapsd(MapTransform):
 
 
 class LoadSoftLabelsd(MapTransform):
-    """Loads the soft labels of a case as `(C, H, W, D)`, float32, on the grid of its image.
+    """Loads the soft labels of a case as `(C, H, W, D)`, float32, on the grid of its `image`.
 
     Args:
         keys: paths of soft labels; a case without is passed over.
-        image_key: the image, already on the grid that networks see.
     """
 
-    def __init__(self, keys: KeysCollection, *, image_key: str = "image") -> None:
+    def __init__(self, keys: KeysCollection) -> None:
         super().__init__(keys, allow_missing_keys=True)
-        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with the loaded maps.
@@ -103,7 +101,7 @@ class LoadSoftLabelsd(MapTransform):
         """
         item = dict(data)
         for key in self.key_iterator(item):
-            image: MetaTensor = item[self.image_key]
+            image: MetaTensor = item["image"]
             file = read_volume(item[key])
             grid = tuple(image.shape[1:]), image.affine
             if problem := _problem_of_grid(file.shape[:3], file.affine, grid=grid):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .shared.regions import REGIONS, region_mask
-from .shared.tables import CaseScores, Item
+from .shared.tumour_scores import CaseScores, Item
 from .uncertainty import uncertainty_scores
 
 __all__ = ["UncertainCaseScores"]
 
 
 class UncertainCaseScores(CaseScores):
-    """`tables.CaseScores` with the `uncertainty_scores` of the regions of cases that have maps of uncertainty."""
+    """`CaseScores` with the `uncertainty_scores` of the regions of cases that have maps of uncertainty."""
 
     lower_is_better = ("hd95", "ftp_auc", "ftn_auc")
 

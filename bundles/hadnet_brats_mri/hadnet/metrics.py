@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from monai.metrics import CumulativeIterationMetric
 
 from .shared.regions import REGIONS, region_mask
 
-__all__ = ["MovingScore", "SmoothedDice", "smoothed_dice"]
+__all__ = ["SmoothedDice", "smoothed_dice"]
 
 
 def smoothed_dice(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
@@ -47,37 +46,3 @@ class SmoothedDice(CumulativeIterationMetric):
         if not isinstance(scores, torch.Tensor):
             raise ValueError("no case was scored")
         return scores.mean()
-
-
-class MovingScore:
-    """Handler of a validator: its key metric averaged over epochs, exponentially and without the bias of its start.
-
-    The reference computes it and chooses by the metric itself; so do we.
-
-    Args:
-        decay: weight of the past.
-    """
-
-    def __init__(self, decay: float = 0.95) -> None:
-        self.decay = decay
-        self.running = 0.0
-        self.count = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Attaches to a validator with a key metric."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Adds the score of this validation and puts the average into the metrics, as `<key metric>_moving`."""
-        name = engine.state.key_metric_name
-        self.running = self.decay * self.running + (1 - self.decay) * float(engine.state.metrics[name])
-        self.count += 1
-        engine.state.metrics[f"{name}_moving"] = self.running / (1 - self.decay**self.count)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the average so far."""
-        return {"running": self.running, "count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the average."""
-        self.running, self.count = state["running"], state["count"]

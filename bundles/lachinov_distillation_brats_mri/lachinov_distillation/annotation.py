@@ -15,7 +15,6 @@ from .ensemble import Ensemble
 from .shared.data import sequence_files
 from .shared.files import newer, write_text
 from .shared.validation import Case, InputError, case_name
-from .shared.writing import safe_name
 
 __all__ = ["Annotation"]
 
@@ -59,7 +58,7 @@ class Annotation:
 
     def file(self, case: Case, kind: str) -> Path:
         """Returns where the `label`, `soft` or `disagreement` map of a case lies."""
-        name = safe_name(case_name(case))
+        name = case_name(case)
         return self.folder / name / f"{name}_{kind}.nii.gz"
 
     @property

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 from nibabel.nifti1 import Nifti1Image
 
 from .shared.conventions import LabelConvention
@@ -15,17 +13,7 @@ from .shared.sequences import channels_of
 from .shared.validation import Case, InputError, case_name, check_cases
 from .shared.volumes import voxels_of
 
-__all__ = ["check_patch", "check_scans", "check_sequences", "has_bfloat16"]
-
-logger = logging.getLogger(__name__)
-
-
-def has_bfloat16() -> bool:
-    """Returns whether the processor has instructions for bfloat16; says so where it has none, which makes it slow."""
-    found = any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
-    if not found:
-        logger.warning("This processor has no bfloat16 instructions (AVX512-BF16, AMX), single precision is used.")
-    return found
+__all__ = ["check_patch", "check_scans", "check_sequences"]
 
 
 def check_sequences(sequences: Sequence[str]) -> None:

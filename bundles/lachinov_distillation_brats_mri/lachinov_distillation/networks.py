@@ -87,7 +87,6 @@ class ResUNet(nn.Module):
         groups: groups of the normalisations.
         upsampling: `"trilinear"`, or `"nearest"` as in the release for OpenVINO, which is no small change: the same
             weights give other probabilities.
-        legacy_init: draw the biases of the output from N(0, 1), as the reference does, instead of 0.
 
     Raises:
         ValueError: if the numbers of widths and blocks do not fit together, or `upsampling` is another.
@@ -103,7 +102,6 @@ class ResUNet(nn.Module):
         decoder_blocks: Sequence[int] = (1, 1, 1),
         groups: int = 8,
         upsampling: str = "trilinear",
-        legacy_init: bool = False,
     ) -> None:
         super().__init__()
         if not len(channels) == len(encoder_blocks) == len(decoder_blocks) + 1:
@@ -126,8 +124,6 @@ class ResUNet(nn.Module):
         self.head = HalvedConv3d(channels[0], out_channels)
         self.divisor = 2 ** len(decoder_blocks)
         self.apply(_kaiming_normal)
-        if legacy_init:
-            nn.init.normal_(self.head.bias)  # type: ignore[arg-type]  # it has one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps scans to logits of the regions.

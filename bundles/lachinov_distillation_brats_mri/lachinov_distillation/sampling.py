@@ -62,34 +62,25 @@ def _check_fits(patch_size: Sequence[int], sizes: Sequence[int]) -> None:
 
 
 class TumourCentresd(MapTransform):
-    """Adds the range of a case's patch centres, see `tumour_centres`; found once when the data set is cached.
+    """Adds as `centres` the range of a case's patch centres, see `tumour_centres`; found once where data are cached.
 
     Args:
         keys: regions `(C, H, W, D)`, the whole tumour first; one key.
         patch_size: size of the patch in voxels.
         margin: how far from the tumour's box a centre may lie, in voxels.
-        centres_key: where the range goes, `(2, 3)`.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = "label",
-        *,
-        patch_size: Sequence[int],
-        margin: float = 50,
-        centres_key: str = "centres",
-    ) -> None:
+    def __init__(self, keys: KeysCollection = "label", *, patch_size: Sequence[int], margin: float = 50) -> None:
         super().__init__(keys)
         self.patch_size = tuple(patch_size)
         self.margin = margin
-        self.centres_key = centres_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with the range added."""
         item = dict(data)
         for key in self.key_iterator(item):
             whole = convert_to_tensor(item[key], track_meta=False)[:1]
-            item[self.centres_key] = tumour_centres(whole, self.patch_size, margin=self.margin)
+            item["centres"] = tumour_centres(whole, self.patch_size, margin=self.margin)
         return item
 
 
@@ -101,16 +92,14 @@ class RandTumourPatchd(Randomizable, MapTransform):
     Args:
         keys: volumes `(C, H, W, D)` on one grid, at least as large as the patch.
         patch_size: size P of the patch in voxels.
-        centres_key: the range, `(2, 3)`.
 
     Raises:
         InputError: when a volume is smaller than the patch.
     """
 
-    def __init__(self, keys: KeysCollection, *, patch_size: Sequence[int], centres_key: str = "centres") -> None:
+    def __init__(self, keys: KeysCollection, *, patch_size: Sequence[int]) -> None:
         super().__init__(keys)
         self.patch_size = tuple(patch_size)
-        self.centres_key = centres_key
         self.corner: list[int] = []
 
     def randomize(self, data: torch.Tensor) -> None:
@@ -122,7 +111,7 @@ class RandTumourPatchd(Randomizable, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with its volumes cut."""
         item = dict(data)
-        self.randomize(item[self.centres_key])
+        self.randomize(item["centres"])
         end = [first + patch for first, patch in zip(self.corner, self.patch_size, strict=True)]
         crop = SpatialCrop(roi_start=self.corner, roi_end=end)
         for key in self.key_iterator(item):

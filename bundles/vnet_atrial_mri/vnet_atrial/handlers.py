@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.metrics.utils import get_edge_surface_distance
 
 from .shared.evaluation import CaseTable, voxel_volume
-from .shared.files import write_table
+from .shared.tables import ScoreTable
 
 __all__ = ["CaseReport", "CaseScores", "MillimetreMetric", "scores"]
 
@@ -91,17 +89,8 @@ def _named(item: Mapping[str, Any]) -> dict[str, Any]:
     return {"case": item["case"], "atrium_found": item["image"].meta.get("atrium_found", "no locator")}
 
 
-class CaseScores(CaseTable):
-    """What an evaluation found: one row per case with its `scores`, and a second CSV `<name>_summary.csv`.
-
-    The columns are the scores of the left atrium, `<score>_LA`, and `dice`, the mean over this only class; an undefined
-    score is an empty field. The summary has, for each score, mean, standard deviation, median, worst and best over the
-    cases where it is finite, their number, that of the cases where it is infinite, mean and number over the cases whose
-    reference holds an atrium, and the number of those that failed. The means are also put into `engine.state.metrics`.
-
-    Args:
-        path: the CSV of the cases.
-    """
+class CaseScores(ScoreTable):
+    """`ScoreTable` of `scores`: `<score>_LA` of the left atrium, and `dice`, the mean over this only class."""
 
     def row(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the scores of one case."""
@@ -109,29 +98,6 @@ class CaseScores(CaseTable):
         found = scores(item["pred"][0], label[0], spacing=label.pixdim.tolist())
         return _named(item) | {f"{name}_LA": value for name, value in found.items()} | {"dice": found["dice"]}
 
-    def holds(self, item: Mapping[str, Any]) -> bool:
+    def holds(self, item: Mapping[str, Any]) -> dict[str, bool]:
         """Returns whether the reference holds an atrium."""
-        return bool(item["label"].any())
-
-    def write(self, engine: Engine) -> None:
-        """Writes the rows and their summary."""
-        super().write(engine)
-        summary = []
-        for name in list(self.rows[0])[2:] if self.rows else ["dice"]:
-            values = np.array([row[name] for row in self.rows], dtype=float)
-            line = _summary(values, self.held, lower_is_better=name.startswith(("hd", "asd")))
-            summary.append({"score": name, **line, "failed": len(self.failed)})
-            engine.state.metrics[name] = line["mean"]
-        write_table(self.path.with_name(f"{self.path.stem}_summary.csv"), summary)
-
-
-def _summary(values: np.ndarray, held: Sequence[bool], *, lower_is_better: bool) -> dict[str, float]:
-    finite, of_held = values[np.isfinite(values)], values[np.isfinite(values) & np.array(held, dtype=bool)]
-    counts = {"cases": finite.size, "infinite": int(np.isinf(values).sum())}
-    statistics = dict.fromkeys(("mean", "sd", "median", "worst", "best"), math.nan)
-    if finite.size:
-        worst, best = sorted((finite.min(), finite.max()), reverse=lower_is_better)
-        centre = {"mean": finite.mean(), "sd": finite.std(), "median": np.median(finite)}
-        statistics = {name: float(value) for name, value in {**centre, "worst": worst, "best": best}.items()}
-    mean = float(of_held.mean()) if of_held.size else math.nan
-    return {**counts, **statistics, "present": of_held.size, "mean_present": mean}
+        return {"LA": bool(item["label"].any())}

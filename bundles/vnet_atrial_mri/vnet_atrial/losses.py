@@ -8,32 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-__all__ = ["BoundaryLoss", "HybridLoss", "PositiveFocalLoss"]
-
-
-class PositiveFocalLoss(nn.Module):
-    """Focal loss with weighted foreground: mean of `(1 + (w - 1) g) (1 - pt)^gamma BCE`, `pt = exp(-BCE)`.
-
-    As the reference implementation intends it, where it cannot run. Lin et al., ICCV 2017.
-
-    Args:
-        positive_weight: weight `w` of foreground voxels.
-        gamma: focusing exponent.
-    """
-
-    def __init__(self, positive_weight: float = 200.0, gamma: float = 2.0) -> None:
-        super().__init__()
-        self.positive_weight = positive_weight
-        self.gamma = gamma
-
-    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Returns the scalar loss of `logits` and a mask `label` in {0, 1}, both `(B, 1, H, W, D)`."""
-        label = label.to(logits.dtype)
-        cross_entropy = functional.binary_cross_entropy_with_logits(logits, label, reduction="none")
-        focus = (1 - torch.exp(-cross_entropy)) ** self.gamma
-        return ((1 + (self.positive_weight - 1) * label) * focus * cross_entropy).mean()
+__all__ = ["BoundaryLoss", "HybridLoss"]
 
 
 class BoundaryLoss(nn.Module):
@@ -52,7 +28,7 @@ class HybridLoss(nn.Module):
     """`a * region + (1 - a) * boundary`, where the share `a` of the region loss falls during training.
 
     Args:
-        region: loss of logits and mask, for example Dice or focal.
+        region: loss of logits and mask, for example Dice.
         region_weight: share `a` until `set_region_weight` changes it.
     """
 

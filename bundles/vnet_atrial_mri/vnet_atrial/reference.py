@@ -11,7 +11,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Transform
-from monai.utils import convert_to_dst_type, ensure_tuple_rep, optional_import
+from monai.utils import convert_to_dst_type, optional_import
 from tqdm import tqdm
 
 from .locator import find_box, patch_size_for
 from .shared.files import write_text
 from .shared.validation import InputError
 
-__all__ = ["Downscale", "RandElasticd", "RandRotateInPlaned", "RandTranslated"]
+__all__ = ["Downscale", "RandRotateInPlaned", "RandTranslated"]
 __all__ += ["measure_intensity", "read_intensity", "suggest_patch_size"]
 
 logger = logging.getLogger(__name__)
@@ -83,24 +82,22 @@ class _RandMoved(RandomizableTransform, MapTransform):
 
     Args:
         keys: volumes `(1, x, y, z)` on the CPU, all of one shape.
-        order: order of the interpolating spline for each key; 0 takes the nearest voxel.
     """
 
-    def __init__(self, keys: KeysCollection, *, order: int | Sequence[int] = 0) -> None:
+    def __init__(self, keys: KeysCollection) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self)
-        self.order = ensure_tuple_rep(order, len(self.keys))
 
-    def move(self, array: np.ndarray, order: int) -> np.ndarray:
-        """Returns the `(z, y, x)` array moved as drawn last."""
+    def move(self, array: np.ndarray) -> np.ndarray:
+        """Returns the `(z, y, x)` array moved as drawn last, each voxel from the nearest one."""
         raise NotImplementedError
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Returns `data` with its volumes moved."""
         d = dict(data)
         self.randomize(d[self.first_key(d)])
-        for key, order in self.key_iterator(d, self.order):
-            d[key] = _on_reference_axes(partial(self.move, order=order), d[key])
+        for key in self.key_iterator(d):
+            d[key] = _on_reference_axes(self.move, d[key])
         return d
 
 
@@ -112,9 +109,9 @@ class RandRotateInPlaned(_RandMoved):
         super().randomize(data)
         self.degrees = int(self.R.randint(-3, 3))
 
-    def move(self, array: np.ndarray, order: int) -> np.ndarray:
+    def move(self, array: np.ndarray) -> np.ndarray:
         """Returns the `(z, y, x)` array rotated."""
-        return np.asarray(ndimage.rotate(array, self.degrees, axes=(2, 1), reshape=False, order=order))
+        return np.asarray(ndimage.rotate(array, self.degrees, axes=(2, 1), reshape=False, order=0))
 
 
 class RandTranslated(_RandMoved):
@@ -125,24 +122,9 @@ class RandTranslated(_RandMoved):
         super().randomize(data)
         self.shift = SHIFTS[self.R.randint(len(SHIFTS))]
 
-    def move(self, array: np.ndarray, order: int) -> np.ndarray:
+    def move(self, array: np.ndarray) -> np.ndarray:
         """Returns the `(z, y, x)` array shifted."""
-        return np.asarray(ndimage.shift(array, self.shift, order=order))
-
-
-class RandElasticd(_RandMoved):
-    """Displaces every voxel by Gaussian-smoothed noise, zeros around; the published runs do without it."""
-
-    def randomize(self, data: torch.Tensor) -> None:
-        """Draws the displacement: 2000 times standard normal noise, smoothed with a standard deviation of 50 voxels."""
-        super().randomize(data)
-        shape = data.shape[:0:-1]
-        noise = [ndimage.gaussian_filter(self.R.randn(*shape), 50, mode="constant") for _ in shape]
-        self.points = np.indices(shape) + 2000 * np.stack(noise)
-
-    def move(self, array: np.ndarray, order: int) -> np.ndarray:
-        """Returns the `(z, y, x)` array deformed."""
-        return np.asarray(ndimage.map_coordinates(array, self.points, order=order))
+        return np.asarray(ndimage.shift(array, self.shift, order=0))
 
 
 def measure_intensity(patches: Iterable[Mapping[str, Any]], path: str | Path) -> dict[str, float]:

@@ -234,7 +234,7 @@ def test_masks(name: str, kind: str) -> None:
         assert (mask == 0).flatten(1).sum(1).tolist() == 4 * [masked[kind == "spatial"]]
     np.random.seed(12)  # noqa: NPY002
     torch.manual_seed(12)
-    fraction = LatentMasking().draw_fraction(is_random=True)
+    fraction = LatentMasking().draw_fraction()
     assert fraction == GOLDEN["mask/rng_percentile"]
     mask = MASKS[kind](gradient, fraction)
     np.testing.assert_array_equal(mask, GOLDEN[f"{key}/soft_random"])

@@ -16,7 +16,8 @@ from monai.data import MetaTensor
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from cooperative_training.handlers import CaseReport, CaseScores, hd95, scores, summarise
+from cooperative_training.handlers import CaseScores, hd95, scores
+from cooperative_training.shared.tables import CaseReport
 from cooperative_training.shared.validation import InputError
 
 SPACING = (1.5, 1.0, 8.0)
@@ -86,8 +87,9 @@ def test_summary_by_set_and_over_sets() -> None:
     The reference of the last clean case holds no LV: its scores are in `mean` and not in `mean_present`.
     """
     rows = [row("spike", 0.5, 4.0), row("clean", 0.9, 2.0), row("clean", 0.8, math.inf), row("clean", 0.4, 8.0)]
-    present = [["LV"], ["RV", "LV"], ["LV"], ["RV"]]
-    table = {(line.pop("set"), line.pop("score")): line for line in summarise(rows, present)}
+    handler = CaseScores("metrics.csv")
+    handler.rows, handler.held = rows, [{"LV": True}] * 3 + [{"LV": False}]
+    table = {(line.pop("set"), line.pop("score")): line for line in handler.summary()}
     assert list(table) == [(s, n) for s in ("spike", "clean", "over sets") for n in ("dice_LV", "hd95_LV")]
     statistics = ("cases", "mean", "sd", "median", "worst", "best", "infinite", "present", "mean_present")
     expected = {
@@ -98,13 +100,7 @@ def test_summary_by_set_and_over_sets() -> None:
         ("over sets", "hd95_LV"): (2, 4.5, 0.5, 4.5, 5.0, 4.0, 0, 2, 3.0),
     }
     for key, values in expected.items():
-        assert table[key] == pytest.approx(dict(zip(statistics, values, strict=True))), key
-
-
-def test_summary_of_one_set_without_a_finite_score() -> None:
-    dice, distance = summarise([row("clean", 0.0, math.inf), row("clean", 0.0, math.nan)])
-    assert (dice["cases"], dice["mean"], distance["cases"]) == (2, 0, 0)
-    assert math.isnan(distance["mean"])
+        assert table[key] == pytest.approx(dict(zip(statistics, values, strict=True)) | {"failed": 0}), key
 
 
 def volume(label_map: torch.Tensor, name: str = "") -> MetaTensor:
@@ -195,7 +191,8 @@ def test_unknown_structures(structures: list[str]) -> None:
 def test_report_of_an_inference(tmp_path: Path) -> None:
     """Voxels of 12 cubic mm: 400 and 50 of them are 4.8 and 0.6 ml."""
     found = block((5, 5, 1), (15, 15, 5), LV) + block((0, 0, 0), (5, 5, 2), RV)
-    evaluate(CaseReport(str(tmp_path / "report.csv")), [({"case": "007_ES"}, {"pred": volume(found, "a/scan.nii.gz")})])
+    handler = CaseReport(str(tmp_path / "report.csv"), structures={"RV": [RV], "MYO": [MYO], "LV": [LV]})
+    evaluate(handler, [({"case": "007_ES"}, {"pred": volume(found, "a/scan.nii.gz")})])
     (line,) = read(tmp_path / "report.csv")
     volumes = {"RV_ml": "0.6", "MYO_ml": "0.0", "LV_ml": "4.8"}
     assert line == {"case": "007_ES", **volumes, "image": "a/scan.nii.gz", "error": ""}

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from ensemble_kd.cascade import CascadeInferer
-from ensemble_kd.metrics import CaseReport
 from ensemble_kd.postprocessing import LabelInsideOrgand
+from ensemble_kd.shared.tables import CaseReport
 
 SHAPE = (30, 26, 22)
 AFFINE = torch.tensor([[-1.5, 0, 0, 40], [0, 1.5, 0, -7], [0, 0, 2.5, 3], [0, 0, 0, 1]], dtype=torch.float64)

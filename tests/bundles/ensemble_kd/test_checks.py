@@ -14,7 +14,6 @@ from monai.transforms import Identityd
 from ensemble_kd.checks import check_classes, check_scans
 from ensemble_kd.shared.validation import InputError
 from ensemble_kd.training import label_and_soft_label
-from ensemble_kd.transforms import GroupLabelsd
 from tests.bundles.cooperative_training.test_checks import AXES, case, heart
 from tests.conftest import config_files
 
@@ -66,8 +65,11 @@ def test_stacks_of_the_heart(tmp_path: Path) -> None:
 
 
 def test_values_become_classes_even_where_both_have_the_same_numbers() -> None:
-    label = torch.tensor([0.0, 1, 2, 3, 4])[None]
-    found = GroupLabelsd("label", label_groups=[[3, 0], [2], [1, 4]])({"label": label})["label"]
+    parser = ConfigParser()
+    parser.read_config(config_files("ensemble_kd_kits_ct", "train"))
+    parser["label_groups"] = [[3, 0], [2], [1, 4]]
+    group = parser.get_parsed_content("load_labelled::2")
+    found = group({"label": torch.tensor([0.0, 1, 2, 3, 4])[None]})["label"]
     assert found.tolist() == [[0, 2, 1, 0, 2]]
 
 

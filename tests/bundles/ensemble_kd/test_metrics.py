@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from math import inf, isnan, nan, sqrt
+from math import inf, isnan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDistanceMetric, compute_hausdorff_distance
 from scipy import ndimage
 
-from ensemble_kd.metrics import CaseScores, published_scores, scores, summarise
+from ensemble_kd.metrics import CaseScores, published_scores, scores
 from ensemble_kd.shared.validation import InputError
 from tools import REPO
 
@@ -175,23 +175,6 @@ def test_distances_by_hand() -> None:
     masks = volume(np.s_[2:3, 3:4, 4:5]), volume(np.s_[2:3, 3:4, 4:6])
     found = scores(*masks, spacing=(1, 2, 3), structures=ORGAN)
     assert found == pytest.approx({"dice_organ": 2 / 3, "hd95_organ": 0.95 * 3, "asd_organ": 1}, abs=1e-6)
-
-
-def test_summary() -> None:
-    """Cases without a finite score count neither in the mean nor in the number, infinite ones are counted apart."""
-    rows = [
-        {"case": "a", "dice_x": 0.5, "hd95_x": 4.0, "asd_y": nan},
-        {"case": "b", "dice_x": 0.9, "hd95_x": inf, "asd_y": nan},
-        {"case": "c", "dice_x": 0.7, "hd95_x": 1.0, "asd_y": nan},
-    ]
-    dice, hd95, asd = summarise(rows, [{"x": True, "y": True}, {"x": False, "y": True}, {"x": True, "y": True}])
-    spread = sqrt(0.08 / 3)
-    expected = {"score": "dice_x", "cases": 3, "mean": 0.7, "sd": spread, "median": 0.7, "worst": 0.5, "best": 0.9}
-    assert dice == pytest.approx(expected | {"infinite": 0, "present": 2, "mean_present": 0.6})
-    expected = {"score": "hd95_x", "cases": 2, "mean": 2.5, "sd": 1.5, "median": 2.5, "worst": 4, "best": 1}
-    assert hd95 == pytest.approx(expected | {"infinite": 1, "present": 2, "mean_present": 2.5})
-    assert (asd["score"], asd["cases"], asd["infinite"], asd["present"]) == ("asd_y", 0, 0, 0)
-    assert all(isnan(asd[name]) for name in ("mean", "sd", "median", "worst", "best", "mean_present"))
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -11,20 +11,16 @@ from torch import nn
 
 from ensemble_kd.networks import DilatedCNN, ResNet, UNet
 from ensemble_kd.shared.validation import InputError
-from ensemble_kd.unets import LightUNet, PlainUNet
 from tests.bundles.ensemble_kd.reference import count, filled, noise, without_dropout
 
 # Networks so small that tests of all of them take no time, and a size of their input.
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dilated": (lambda: DilatedCNN(3, 35, channels=2), (37, 36)),
     "resnet_2d": (lambda: ResNet(2, 3, channels=2, blocks=2), (8, 12)),
-    "resnet_3d": (lambda: ResNet(3, 3, channels=2, blocks=1, legacy_head=True), (8, 4, 8)),
+    "resnet_3d": (lambda: ResNet(3, 3, channels=2, blocks=1), (8, 4, 8)),
     "unet_2d": (lambda: UNet(2, 3, channels=(2, 3, 4)), (8, 12)),
     "unet_3d": (lambda: UNet(3, 3, channels=(2, 3)), (2, 4, 6)),
     "deep_unet": (lambda: UNet(2, 3, channels=(2, 3, 4, 5), deep_supervision=True), (16, 8)),
-    "plain_unet": (lambda: PlainUNet(2, 3, channels=(2, 3, 4), act="elu", deep_supervision=True), (8, 12)),
-    "light_unet": (lambda: LightUNet(2, 3, channels=4), (8, 16)),
-    "strided_unet": (lambda: LightUNet(3, 3, channels=2, strided=True), (8, 8, 16)),
 }
 each_small = pytest.mark.parametrize("name", SMALL)
 
@@ -66,13 +62,8 @@ def test_slice_equals_its_patches(receptive_field: int) -> None:
         (lambda: DilatedCNN(2, 36), "receptive_field: must be one of 35, 67, 131, got 36"),
         (lambda: ResNet(1, 2), "spatial_dims: must be 2 or 3, got 1"),
         (lambda: UNet(4, 2), "spatial_dims: must be 2 or 3, got 4"),
-        (lambda: PlainUNet(1, 2), "spatial_dims: must be 2 or 3, got 1"),
-        (lambda: LightUNet(0, 2), "spatial_dims: must be 2 or 3, got 0"),
         (lambda: UNet(2, 2, channels=[32]), r"channels: must be of two resolutions or more, got \[32\]"),
-        (lambda: PlainUNet(2, 2, channels=()), r"channels: must be of two resolutions or more, got \[\]"),
-        (lambda: PlainUNet(3, 2, act="prelu"), "act: must be 'relu' or 'elu', got 'prelu'"),
-        (lambda: LightUNet(3, 2, channels=33), "channels: must be even and positive, got 33"),
-        (lambda: LightUNet(3, 2, channels=0), "channels: must be even and positive, got 0"),
+        (lambda: UNet(2, 2, channels=()), r"channels: must be of two resolutions or more, got \[\]"),
     ],
 )
 def test_arguments_that_do_not_fit(build: Callable[[], nn.Module], message: str) -> None:
@@ -100,8 +91,8 @@ def test_slice_smaller_than_the_receptive_field() -> None:
         network(torch.randn(1, 1, 40, 34))
 
 
-def test_divisors_of_the_networks_in_use() -> None:
-    assert {network.divisor for network in (UNet(2, 2), PlainUNet(2, 2), LightUNet(2, 2))} == {8}
+def test_divisor_of_the_u_net() -> None:
+    assert UNet(2, 2).divisor == 8
 
 
 @each_small
@@ -159,12 +150,11 @@ def test_all_parameters_are_used(name: str) -> None:
 
 
 def test_dropout_in_training_only() -> None:
-    for name in ("dilated", "resnet_2d", "plain_unet", "light_unet"):
+    for name in ("dilated", "resnet_2d"):
         network, x = small(name)
         assert torch.equal(network(x), network(x))
         network.train()
-        first, second = (out[0] if isinstance(out := network(x), list) else out for _ in range(2))
-        assert not torch.equal(first, second)
+        assert not torch.equal(network(x), network(x))
 
 
 def test_sizes_of_layers() -> None:

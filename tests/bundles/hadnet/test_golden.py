@@ -205,7 +205,6 @@ def test_settings(stems: list[str], reference: str, settings: list[tuple[str, st
     assert optimizer.defaults["eps"] == 1e-8
     assert optimizer.defaults["weight_decay"] == given.get("weight_decay", 0)
     assert type(optimizer) is (torch.optim.AdamW if "weight_decay" in given else torch.optim.Adam)
-    assert parser.get_parsed_content("moving_score").decay == given["vm_decay"]
 
 
 @pytest.mark.parametrize("stem", ["pretrain_teacher", "pretrain_student"])
@@ -277,7 +276,7 @@ def test_validation_and_selection(tmp_path: Path) -> None:
     bias = network.get_parameter("head.bias")
     item = {"image": image("step")[:, STUDENT], "label": label("step")}
     parser = config("train", "reference", network=network, weights=str(best), validate__dataloader=[item])
-    parser["validate::handlers"] = ["@moving_score", "@best_model"]
+    parser["validate::handlers"] = ["@best_model"]
     evaluator = parser.get_parsed_content("validate::evaluator")
     for shift, row in enumerate(GOLDEN["valid/rows"]):
         expected = dict(zip(json.loads(str(GOLDEN["valid/columns"])), row, strict=True))
@@ -287,7 +286,4 @@ def test_validation_and_selection(tmp_path: Path) -> None:
         found = evaluator.state.metrics
         assert found["val_dice"] == pytest.approx(expected["vm"], abs=1e-6)
         assert [found[f"val_dice_{name}"] for name in REGIONS] == pytest.approx([expected[name] for name in REGIONS])
-        moving = parser.get_parsed_content("moving_score")
-        assert moving.running == pytest.approx(expected["running"], abs=1e-6)
-        assert found["val_dice_moving"] == pytest.approx(expected["corrected"], abs=1e-6)
         assert torch.equal(torch.load(best)["head.bias"], bias)

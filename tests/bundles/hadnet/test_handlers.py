@@ -18,7 +18,8 @@ from scipy.spatial.distance import cdist
 
 from hadnet.handlers import UncertainCaseScores
 from hadnet.shared.regions import VALUES
-from hadnet.shared.tables import CaseReport, CaseScores, scores
+from hadnet.shared.tables import CaseReport
+from hadnet.shared.tumour_scores import CaseScores, scores
 
 SPACING = (1.0, 1.5, 2.0)
 NCR, ED, ET = VALUES[1:]
@@ -185,6 +186,7 @@ def test_a_table_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_report_of_an_inference(tmp_path: Path) -> None:
     """Voxels of 3 cubic mm: 216 of ET, 1000 - 216 of NCR, 2744 - 1000 of ED."""
-    evaluate(CaseReport(str(tmp_path / "report.csv")), [("a", {"pred": meta(tumour())})])
+    handler = CaseReport(str(tmp_path / "report.csv"), structures={"NCR": [NCR], "ED": [ED], "ET": [ET]})
+    evaluate(handler, [("a", {"pred": meta(tumour())})])
     expected = {"NCR_ml": "2.35", "ED_ml": "5.23", "ET_ml": "0.65", "image": "a/scan_flair.nii.gz", "error": ""}
     assert read(tmp_path / "report.csv") == {"a": expected}

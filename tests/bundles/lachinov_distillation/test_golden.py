@@ -238,18 +238,6 @@ def test_initialisation() -> None:
     assert abs(np.mean(ratios) - np.mean(GOLDEN["init/std_over_theory"])) < 0.01
 
 
-def test_legacy_initialisation() -> None:
-    """Nothing but the output's biases; their spread is that of the reference's."""
-    torch.manual_seed(0)
-    biases = {name: x for name, x in ResUNet(legacy_init=True).named_parameters() if name.endswith("bias")}
-    assert [name for name, x in biases.items() if x.any()] == ["head.bias"]
-    narrow = {"channels": (8, 8), "encoder_blocks": (1, 1), "decoder_blocks": (1,)}
-    draws = ResUNet(4, 600, **narrow, legacy_init=True).get_parameter("head.bias")  # type: ignore[arg-type]
-    assert draws.mean().item() == pytest.approx(0, abs=0.15)
-    assert draws.std().item() == pytest.approx(1, abs=0.1)
-    assert abs(GOLDEN["init/conv_output_bias"]).min() > 0
-
-
 def test_score() -> None:
     prediction, target = (torch.from_numpy(GOLDEN[f"metric/dice_{name}"]) for name in ("pred", "gt"))
     expected = GOLDEN["metric/dice"]

@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.bundles.vnet_atrial.reference import BUNDLE, GOLDEN, config, ellipsoid
 from tests.support.golden_rule import reference_state
 from tools.convert import KeyMap, load_key_map
-from vnet_atrial.losses import HybridLoss, PositiveFocalLoss
+from vnet_atrial.losses import HybridLoss
 from vnet_atrial.networks import VNet
 from vnet_atrial.transforms import LevelSetd, level_set
 
@@ -138,11 +138,6 @@ def test_dice_loss_without_a_switch() -> None:
     loss = config("train", "reference").get_parsed_content("loss")
     assert loss(logits, labels).item() == pytest.approx(float(GOLDEN["loss.dice"][0]), rel=1e-6)
     assert loss(torch.full_like(logits, -100.0), labels).item() == GOLDEN["loss.dice_all_background"][0] == 1
-
-
-def test_focal_loss() -> None:
-    logits, labels, _ = loss_case()
-    assert PositiveFocalLoss()(logits, labels).item() == pytest.approx(float(GOLDEN["loss.focal_intended"]), rel=1e-5)
 
 
 def test_share_of_the_dice_loss_falls_by_epoch() -> None:

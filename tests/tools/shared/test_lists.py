@@ -10,7 +10,8 @@ import pytest
 
 from ensemble_kd.data import find_scans
 from lachinov_distillation.datalist import read_datalist
-from tools.shared.lists import read_info, read_json, read_split_file
+from tools.shared.lists import read_json, read_split_file
+from tools.shared.stacks import read_info
 
 GOOD = {"training": ["a", "b"], "validation": ["c"], "test": ["d"]}
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"]

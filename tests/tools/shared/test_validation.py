@@ -123,10 +123,10 @@ def test_check_sizes(size: list[int]) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_report_plainly(wrapped: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_install_excepthook(wrapped: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """An `InputError` shows its message alone, however deep it lies; any other error keeps its traceback."""
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    checks.report_plainly()
+    checks.install_excepthook()
     outer = RuntimeError("outer")
     outer.__cause__ = ValueError("middle")
     outer.__cause__.__cause__ = checks.InputError([("a", "file", "rule")]) if wrapped else KeyError("inner")

@@ -23,7 +23,7 @@ from tools.shared.evaluation import voxel_volume
 from tools.shared.files import atomic_write, write_text
 from tools.shared.scans import stem
 from tools.shared.validation import InputError
-from tools.shared.writing import ScanGridWriter, ScanLayout, check_outputs, safe_name, write_volume
+from tools.shared.writing import ScanGridWriter, ScanLayout, check_outputs, write_volume
 
 SHAPE = (7, 6, 5)
 
@@ -50,13 +50,13 @@ def nifti(
     return path
 
 
-def saved(scan: Path, target: Path, *, ending: str = ".nii.gz") -> Path:
+def saved(scan: Path, target: Path, *, ending: str = ".nii.gz", writer: Any = ScanGridWriter) -> Path:
     """A mask on the scan's grid, written as inference does after small errors in its affine."""
     image = LoadImage(image_only=True, ensure_channel_first=True)(scan)
     mask = MetaTensor((torch.rand(image.shape) > 0.5).to(torch.uint8), meta=image.meta)
     mask.affine = mask.affine + 1e-5
     layout = ScanLayout(target, "seg", root=scan.parent, extension=ending)
-    SaveImaged("pred", writer=ScanGridWriter, folder_layout=layout, output_dtype=torch.uint8)({"pred": mask})
+    SaveImaged("pred", writer=writer, folder_layout=layout, output_dtype=torch.uint8)({"pred": mask})
     path = target / f"{stem(scan)}_seg{ending}"
     np.testing.assert_array_equal(LoadImage(image_only=True)(path).numpy(), mask[0].numpy())
     return path
@@ -81,25 +81,12 @@ def test_one_slice_stays_a_volume(tmp_path: Path) -> None:
     assert nibabel.load(saved(scan, tmp_path / "out")).shape == (7, 6, 1)
 
 
-@pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior", "LAS"])
-def test_nrrd_geometry_is_the_scans(space: str, tmp_path: Path) -> None:
+def test_mask_of_an_nrrd_scan(tmp_path: Path) -> None:
     directions = Rotation.from_euler("xyz", (11, 7, 23), degrees=True).as_matrix() * 0.625
-    header = {"space": space, "space directions": directions, "space origin": [123.456789012345, -2.1, 1e3]}
+    header = {"space": "left-posterior-superior", "space directions": directions, "space origin": [123.456, -2.1, 1e3]}
     nrrd.write(str(tmp_path / "a.nrrd"), np.zeros(SHAPE, np.int16), header)
-    mask = saved(tmp_path / "a.nrrd", tmp_path / "out", ending=".nrrd")
+    mask = saved(tmp_path / "a.nrrd", tmp_path / "out")
     for expected, found in zip(geometry(tmp_path / "a.nrrd"), geometry(mask), strict=True):
-        np.testing.assert_array_equal(found, expected)
-    if space == "LAS":  # which MONAI's reader takes for another
-        return
-    as_nifti = saved(tmp_path / "a.nrrd", tmp_path / "out")
-    for expected, found in zip(geometry(tmp_path / "a.nrrd"), geometry(as_nifti), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_nifti_scan_as_nrrd(tmp_path: Path) -> None:
-    scan = nifti(tmp_path / "a.nii.gz", (0, 1))
-    mask = saved(scan, tmp_path / "out", ending=".nrrd")
-    for expected, found in zip(geometry(scan), geometry(mask), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -132,14 +119,14 @@ for path in sys.argv[2:]:
 
 
 def test_file_size_limit_leaves_the_old_files(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.txt")]
+    paths = [tmp_path / name for name in ("a.nii", "a.nii.gz", "a.txt")]
     for path in paths:
         path.write_text("old")
     command = [sys.executable, "-c", LIMITED, str(Path(writing.__file__).parents[2]), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [f"[Errno 27] File too large: '{path}'" for path in paths]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-    assert [path.read_text() for path in paths] == ["old"] * 4
+    assert [path.read_text() for path in paths] == ["old"] * 3
 
 
 def test_errors_name_the_file_and_not_the_one_beside(tmp_path: Path) -> None:
@@ -173,7 +160,6 @@ def test_no_name_of_a_case_leads_elsewhere(name: str) -> None:
     for root in (None, "/data"):
         path = ScanLayout("/out", "seg", root=root, by_case=True).of(case)
         assert path.resolve().is_relative_to("/out")
-    assert Path("/out", safe_name(name)).resolve().parent == Path("/out").resolve()
 
 
 def test_two_cases_never_share_a_file_or_a_name(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
+from traceback import walk_stack
 from typing import Any
 
 import ignite.distributed as idist
@@ -96,13 +97,8 @@ def record_run(
 
 def running_workflow() -> ConfigWorkflow | None:
     """Returns the workflow whose step this is: looked for among the callers, as MONAI hands it to no expression."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, ConfigWorkflow):
-            return owner
-        frame = frame.f_back
-    return None
+    owners = (frame.f_locals.get("self") for frame, _ in walk_stack(inspect.currentframe()))
+    return next((owner for owner in owners if isinstance(owner, ConfigWorkflow)), None)
 
 
 def file_digest(path: Path) -> str:

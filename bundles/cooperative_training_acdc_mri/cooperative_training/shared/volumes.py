@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from .nrrd import read_nrrd
 
-__all__ = ["SUFFIXES", "LoadVolume", "LoadVolumed", "VolumeError", "apart", "read_volume", "reason", "same_grid"]
-__all__ += ["voxels_of"]
+__all__ = ["SUFFIXES", "LoadVolume", "LoadVolumed", "VolumeError", "apart", "first_cause", "read_volume", "reason"]
+__all__ += ["same_grid", "voxels_of"]
 
 Affine = NDArray[np.float64]
 
@@ -79,10 +79,16 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
     return image
 
 
-def reason(error: BaseException, *, until: type[BaseException] | tuple[()] = ()) -> str:
-    """Returns type and last line of the first error in a chain of wrappers, or of the first `until`, in one line."""
+def first_cause(error: BaseException, *, until: type[BaseException] | tuple[()] = ()) -> BaseException:
+    """Returns the first error in a chain of wrappers, or the first `until` in it."""
     while error.__cause__ is not None and not isinstance(error, until):
         error = error.__cause__
+    return error
+
+
+def reason(error: BaseException, *, until: type[BaseException] | tuple[()] = ()) -> str:
+    """Returns type and last line of `first_cause`, in one line."""
+    error = first_cause(error, until=until)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:LONGEST]}" if lines else type(error).__name__
 
@@ -229,18 +235,14 @@ def _check_header(raw: Nifti1Header, image: Nifti1Image) -> None:
         raise VolumeError(f"has voxels of {_times(sizes)} mm by its sform, of {_times(pixdim)} mm by pixdim")
 
 
-def _check_finite(affine: Affine) -> None:
-    if not np.isfinite(affine).all():
-        raise VolumeError("has axes or a position that are not finite")
-
-
 def _check_grid(affine: Affine, shape: Sequence[int]) -> None:
     """Checks that voxels have the size of those of scans, a position, and axes at right angles.
 
     Raises:
         VolumeError: when not. Axes may be off by what moves no corner by more than a small part of a voxel.
     """
-    _check_finite(affine)
+    if not np.isfinite(affine).all():
+        raise VolumeError("has axes or a position that are not finite")
     sizes = _sizes(affine)
     if not ((sizes >= SIZES[0]) & (sizes <= SIZES[1])).all():
         rule = f"has voxels of {_times(sizes)} mm, those of scans are {SIZES[0]:g} to {SIZES[1]:g} mm long"

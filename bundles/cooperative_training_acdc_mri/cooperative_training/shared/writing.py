@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import nibabel
-import nrrd
 import numpy as np
 from monai.data import FolderLayoutBase, ImageWriter
 from monai.transforms import SaveImaged
@@ -23,34 +21,18 @@ from .scans import stem
 from .validation import Case, InputError, case_name
 from .volumes import SUFFIXES
 
-__all__ = [
-    "ScanGridWriter",
-    "ScanLayout",
-    "check_outputs",
-    "layouts_of",
-    "safe_name",
-    "scan_of_case",
-    "write_volume",
-]
+__all__ = ["ScanGridWriter", "ScanLayout", "check_outputs", "check_shape", "layouts_of", "scan_of_case"]
+__all__ += ["write_volume"]
 
 NIFTI_GRID = (
     *("qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
 )
-NRRD_GRID = (
-    *("space", "space dimension", "space directions", "space origin", "space units", "measurement frame"),
-    *("spacings", "thicknesses", "axis mins", "axis maxs", "centers", "centerings", "kinds", "units"),
-)
-
-
-def safe_name(name: str) -> str:
-    """Returns a case's name as a file may be called: what separates folders becomes `_`."""
-    return re.sub(r"[/\\\0]", "_", name).replace("..", "_") or "_"
 
 
 def scan_of_case(image: str | Path, case: str) -> str:
     """Returns the path by which files of a scan of several images are named: beside its images, after its case."""
-    return str(Path(image).parent / f"{safe_name(case)}.nii.gz")
+    return str(Path(image).parent / f"{case}.nii.gz")
 
 
 class ScanLayout(FolderLayoutBase):
@@ -89,11 +71,10 @@ class ScanLayout(FolderLayoutBase):
     def filename(self, subject: str | Path = "", **_: Any) -> Path:
         """Returns the file of a scan, whose path is `subject`."""
         scan = Path(os.path.abspath(subject))  # noqa: PTH100  # without `..`, which Path.absolute keeps
-        if self.root is None:
-            place: Sequence[str] = [stem(scan)]
-        else:
-            relative = Path(os.path.relpath(scan.parent, os.path.abspath(self.root)))  # noqa: PTH100
-            place = [part for part in relative.parts if part != ".."]
+        place: Sequence[str] = [stem(scan)]
+        if self.root is not None:
+            place = Path(os.path.relpath(scan.parent, os.path.abspath(self.root))).parts  # noqa: PTH100
+        place = [part for part in place if part != ".."]
         return self.output_dir.joinpath(*place, f"{stem(scan)}_{self.postfix}{self.extension}")
 
     def of(self, case: Case) -> Path:
@@ -124,7 +105,7 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
         InputError: when they do.
     """
     listed = [case for case in cases if isinstance(case.get("image"), str | Path)]
-    problems = list(_shared("name", [(case, safe_name(case_name(case))) for case in listed]))
+    problems = list(_shared("name", [(case, case_name(case)) for case in listed]))
     folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
     for layout in layouts_of(postprocessing):
         files = [(case, layout.of(case)) for case in listed]
@@ -188,15 +169,15 @@ def write_volume(
     like: str | Path | None = None,
     slope: float | None = None,
 ) -> None:
-    """Writes a volume as NIfTI, or as NRRD if `path` ends so, complete or not at all.
+    """Writes a volume as NIfTI, complete or not at all.
 
     Args:
         path: the file.
-        values: `(H, W, D, C)`, or `(H, W, D)`; NRRD files have one channel.
+        values: `(H, W, D, C)`, or `(H, W, D)`.
         affine: of the voxels, RAS in mm.
-        like: file of the scan on whose grid the voxels are; from one of the same format the geometry is taken as it
-            is, so that every reader sees both alike.
-        slope: what stored NIfTI values are multiplied with when they are read.
+        like: file of the scan on whose grid the voxels are; from NIfTI the geometry is taken as it is, so that every
+            reader sees both alike.
+        slope: what stored values are multiplied with when they are read.
 
     Raises:
         OSError: when it cannot be written; nothing of it is left.
@@ -204,11 +185,6 @@ def write_volume(
     """
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
-    if str(path).endswith(".nrrd"):
-        header = _nrrd_like(str(like), values) if str(like).lower().endswith(".nrrd") else _nrrd_header(affine)
-        with atomic_write(path) as partial:
-            nrrd.write(str(partial), values, header, index_order="F", compression_level=1)
-        return
     same = str(like).lower().endswith((".nii", ".nii.gz"))
     image = _nifti_like(nibabel.load(like), values) if same else _nifti(affine, values)
     if slope is not None:
@@ -217,19 +193,14 @@ def write_volume(
         nibabel.save(image, partial)
 
 
-def _check_shape(values: NDArray[Any], scan: Sequence[int]) -> None:
+def check_shape(values: NDArray[Any], scan: Sequence[int]) -> None:
+    """Raises a `ValueError` unless a result has the size of its scan."""
     if values.shape[:3] != tuple(scan[:3]):
         raise ValueError(f"the result is {values.shape[:3]} voxels, the scan {tuple(scan[:3])}")
 
 
-def _nrrd_like(scan: str, values: NDArray[Any]) -> dict[str, Any]:
-    grid = nrrd.read_header(scan)
-    _check_shape(values, tuple(grid["sizes"]))
-    return {name: grid[name] for name in NRRD_GRID if name in grid}
-
-
 def _nifti_like(scan: Any, values: NDArray[Any]) -> Any:
-    _check_shape(values, scan.shape)
+    check_shape(values, scan.shape)
     kind = nibabel.Nifti2Image if isinstance(scan, nibabel.Nifti2Image) else nibabel.Nifti1Image
     header = kind.header_class()
     header.set_data_dtype(values.dtype)
@@ -246,10 +217,3 @@ def _nifti(affine: NDArray[Any], values: NDArray[Any]) -> Any:
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
     return image
-
-
-def _nrrd_header(affine: NDArray[Any]) -> dict[str, Any]:
-    """Geometry in the coordinates that ITK writes, which run to the left and to the back."""
-    turned = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
-    directions = {"space directions": turned[:, :3].T, "space origin": turned[:, 3]}
-    return {"space": "left-posterior-superior", **directions, "kinds": ["domain"] * 3}

@@ -40,15 +40,8 @@ NO_FILE, OWN_FILE = "no file", "the weights that the run itself writes"
 MACHINE = {"device", "amp", "num_workers", "workers", "pin_memory", "cache_rate", "main_process", "timeout"}
 MACHINE |= {"batch_tiles", "batch_voxels"}  # how much is segmented at once
 SCORING = {"shifts", "test_time_flips", "structures"}  # how thoroughly a validation looks, and what is scored
-LOGS = {
-    "run_name",
-    "experiment_name",
-    "tracking_uri",
-    "is_not_rank0",
-    "save_execute_config",
-    "val_interval",
-    "interval",
-}
+LOGS = {"run_name", "experiment_name", "tracking_uri", "is_not_rank0", "save_execute_config"}
+LOGS |= {"val_interval", "interval"}
 STEPS = {"_meta_", "imports", "initialize", "finalize", "run", "training", "identity", "restart", "max_epochs"}
 CASES = {"cases", "labelled", "check_cases", "train::dataset::data", "validate::dataset::data"}
 IGNORED = PATHS | MACHINE | SCORING | LOGS | STEPS | CASES

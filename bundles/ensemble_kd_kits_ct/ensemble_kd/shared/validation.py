@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .verdicts import Verdicts, by_first_process, torchrun_store
-from .volumes import VolumeError, apart, read_volume, same_grid, voxels_of
+from .volumes import VolumeError, apart, first_cause, read_volume, same_grid, voxels_of
 
-__all__ = ["InputError", "check_cases", "check_sizes", "problems_of_splits", "report_plainly"]
+__all__ = ["InputError", "check_cases", "check_sizes", "install_excepthook", "problems_of_splits"]
 
 Case = Mapping[str, Any]
 Problem = tuple[str, str, str]
@@ -37,7 +37,7 @@ class InputError(ValueError):
         super().__init__("\n  ".join([f"{len(lines)} problem(s) in the input, nothing was started:", *lines]))
 
 
-def report_plainly() -> None:
+def install_excepthook() -> None:
     """Lets an uncaught `InputError` end the program with its message alone, not with MONAI's chain of wrappers.
 
     So do a training that diverged, and an error of the system that names a file, a full disk for example. Of several
@@ -45,9 +45,7 @@ def report_plainly() -> None:
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        cause = error
-        while cause.__cause__ is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__
+        cause = first_cause(error, until=InputError)
         if not (isinstance(cause, InputError | FloatingPointError) or (isinstance(cause, OSError) and cause.filename)):
             sys.__excepthook__(kind, error, trace)
         elif _is_first_to_say(str(cause)):
@@ -65,8 +63,9 @@ def _is_first_to_say(message: str) -> bool:
 
 
 def case_name(case: Case) -> str:
-    """Returns the name of a case: its entry `case`, else the name of its image file."""
-    return str(case.get("case") or Path(case["image"]).name)
+    """Returns the name of a case: its entry `case`, else the name of its image file, if it is still one."""
+    image = case.get("image")
+    return str(case.get("case") or (Path(image).name if isinstance(image, str | Path) else "without name"))
 
 
 def check_cases(

@@ -14,20 +14,8 @@ from typing import Any
 from .validation import InputError
 from .volumes import SUFFIXES
 
-__all__ = [
-    "SUFFIXES",
-    "check_folders",
-    "check_names",
-    "existing_folder",
-    "find_volume",
-    "folders_in",
-    "is_volume",
-    "problem_of_name",
-    "scans_in",
-    "single_scan",
-    "stem",
-    "visible",
-]
+__all__ = ["SUFFIXES", "check_folders", "check_names", "existing_folder", "find_volume", "folders_in", "is_volume"]
+__all__ += ["problem_of_name", "scans_in", "single_scan", "stem", "visible"]
 
 logger = logging.getLogger(__name__)
 

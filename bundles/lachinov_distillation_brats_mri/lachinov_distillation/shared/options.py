@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from pydoc import locate
-from types import FrameType
+from traceback import walk_stack
 from typing import Any
 
 import monai.bundle
@@ -23,11 +23,12 @@ from monai.bundle.utils import merge_kv
 
 from .option_types import OFF, PATHS, UNKNOWN, UnfitError, as_it_is, fitted, is_expression, is_plain, literal_of
 from .record import running_workflow
-from .validation import InputError, Problem, report_plainly
+from .validation import InputError, Problem, install_excepthook
 
 __all__ = ["start_run"]
 
 MONAIS = {*inspect.signature(monai.bundle.run).parameters, "workflow_name", "workflow_type"} - {"override"}
+RUNS = ("run", "run_workflow")
 COMPONENT = ("_target_", "_disabled_", "_mode_", "_requires_", "_desc_")
 OWN_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 REFERENCE = re.compile(r"@(\w+)")
@@ -44,7 +45,7 @@ def start_run() -> None:
         InputError: when a config file or the metadata is of another copy of the bundle or another bundle, an option is
             mistyped, given twice, of another kind than its default, or out of range.
     """
-    report_plainly()
+    install_excepthook()
     workflow = running_workflow()
     if workflow is None:
         return
@@ -76,12 +77,9 @@ def _as_list(value: Any) -> list[Any]:
 
 def _call_of_monai() -> dict[str, Any]:
     """The arguments of `monai.bundle.run` that this is a step of, those of `args_file` among them."""
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        here = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if here in (("monai.bundle.scripts", "run"), ("monai.bundle.scripts", "run_workflow")):
+    for frame, _ in walk_stack(inspect.currentframe()):
+        if frame.f_globals.get("__name__") == "monai.bundle.scripts" and frame.f_code.co_name in RUNS:
             return _arguments(frame.f_locals)
-        frame = frame.f_back
     return {}
 
 

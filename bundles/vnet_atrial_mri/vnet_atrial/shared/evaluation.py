@@ -17,7 +17,7 @@ from monai.transforms import Compose
 
 from .files import write_table
 from .validation import Case, InputError, case_name
-from .volumes import reason
+from .volumes import first_cause, reason
 from .writing import check_outputs, layouts_of
 
 __all__ = ["CaseError", "CaseEvaluator", "CaseLoader", "CaseTable", "CaseTransforms", "Row", "voxel_volume"]
@@ -35,22 +35,10 @@ class CaseError(InputError):
         ValueError.__init__(self, message)
 
 
-def _first(error: BaseException) -> BaseException:
-    """Returns what is behind the wrappers of an error."""
-    while error.__cause__ is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
-
-
 def reason_of(error: BaseException) -> str:
     """Returns what was wrong, in one line: see `volumes.reason`; a `CaseError` says it all."""
-    first = _first(error)
+    first = first_cause(error, until=InputError)
     return " ".join(str(first).split()) if isinstance(first, CaseError) else reason(first, until=InputError)
-
-
-def _name(case: Mapping[str, Any]) -> str:
-    """Returns the name of a case, also of one whose image is no file any more."""
-    return case_name(case) if "case" in case or isinstance(case.get("image"), str | Path) else "without name"
 
 
 def voxel_volume(volume: MetaTensor) -> float:
@@ -71,10 +59,10 @@ class CaseTransforms(Compose):
         try:
             return super().__call__(input_, *args, **kwargs)
         except Exception as error:
-            if isinstance(first := _first(error), CaseError):  # of transforms within these
+            if isinstance(first := first_cause(error, until=InputError), CaseError):  # of transforms within these
                 raise first from None
-            logger.debug("Case %s", _name(input_), exc_info=error)
-            raise CaseError(f"case {_name(input_)}: {reason_of(error)}") from None
+            logger.debug("Case %s", case_name(input_), exc_info=error)
+            raise CaseError(f"case {case_name(input_)}: {reason_of(error)}") from None
 
 
 class CaseLoader(DataLoader):
@@ -125,7 +113,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
     def fail(self, error: BaseException) -> None:
         """Notes that the case of this iteration has failed."""
-        name, what = _name(self.cases[self.state.iteration - 1]), reason_of(error)
+        name, what = case_name(self.cases[self.state.iteration - 1]), reason_of(error)
         logger.warning("Case %s failed: %s", name, what)
         logger.debug("Case %s", name, exc_info=error)
         self.state.failures[name] = what
@@ -223,8 +211,8 @@ class CaseTable:
         kept = [pair for pair in zip(self.rows, self.held, strict=True) if pair[0]["case"] not in failures]
         self.rows, self.held = [row for row, _ in kept], [held for _, held in kept]
         self.failed = [
-            {name: case[name] for name in self.named} | {"error": failures[_name(case)]}
+            {name: case[name] for name in self.named} | {"error": failures[case_name(case)]}
             for case in getattr(engine, "cases", [])
-            if _name(case) in failures
+            if case_name(case) in failures
         ]
         write_table(self.path, [row | {"error": ""} for row in self.rows] + self.failed)
