@@ -21,7 +21,7 @@ import yaml
 
 from tools import REPO
 from tools.demo.data import prepare_data
-from tools.demo.outputs import check_settings, write_bundle, write_studies
+from tools.demo.outputs import check_settings, of_variant, write_bundle, write_studies
 from tools.demo.tables import Rows, comparison, read_metrics, table, write_metrics
 from tools.files import read_json
 from tools.report.figure import Case, overview
@@ -106,9 +106,9 @@ def stages(
     """Puts the commands together.
 
     Args:
-        recipe: recipe of the bundle. With `compare`, variants of the method by name and the config files that each
-            adds, a stage runs for every one of them if its settings name `{variant}`. A stage that is `alone` takes no
-            config files of the scenario.
+        recipe: recipe of the bundle. With `compare`, variants of the method by name and the config files, and mappings
+            of settings, that each adds, a stage runs for every one of them if its settings name `{variant}`. A stage
+            that is `alone` takes no config files of the scenario.
         folder: folder of the bundle.
         places: see `prepare_data`.
         scenario: the recipe's part for phantoms or for the user's data: `config` files to add, `settings` of every
@@ -123,12 +123,12 @@ def stages(
         raw = stage["settings"] | scenario.get("settings", {}) | scenario.get("stages", {}).get(stage["name"], {})
         variants = recipe["compare"] if "{variant}" in str(raw) else {"": []}
         for variant, extra in variants.items():
-            known = {**places, "variant": variant}
-            settings = _filled(raw, known) | overrides
+            known, (adds, options) = {**places, "variant": variant}, of_variant(extra)
+            settings = _filled(raw, known) | options | overrides
             if any(name in settings and settings[name] == value for name, value in stage.get("unless", {}).items()):
                 continue
             added = [] if stage.get("alone") else scenario.get("config", [])
-            files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *extra, *added]]
+            files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *adds, *added]]
             config_file = files[0] if len(files) == 1 else _literal(files)
             command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
             contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files]

@@ -17,7 +17,7 @@ from tools.files import read_json
 from tools.registry.pack import release_files
 from tools.shared.files import PARTIAL
 
-__all__ = ["DEMO_VERSION", "check_settings", "write_bundle", "write_studies"]
+__all__ = ["DEMO_VERSION", "check_settings", "of_variant", "write_bundle", "write_studies"]
 
 DEMO_VERSION = "0.0.0"  # of no release: nothing takes the copy for one
 
@@ -31,13 +31,15 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
         names: of the settings.
         folder: folder of the bundle.
         stages: the stages, each with its config files under `config`.
-        others: config files that are added to stages, as lists or under `config`.
+        others: config files that are added to stages, as lists, perhaps with settings, or under `config`.
 
     Raises:
         ValueError: the message has the nearest name.
     """
     added = [part if isinstance(part, list) else part.get("config", []) for part in others]
-    files = {file for part in [*(stage["config"] for stage in stages), *added] for file in part}
+    files = {
+        file for part in [*(stage["config"] for stage in stages), *added] for file in part if isinstance(file, str)
+    }
     known = {key for file in files for key in ConfigParser.load_config_file(folder / "configs" / file)}
     for name in names:
         first = re.split("#|::", name)[0]
@@ -45,6 +47,12 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
             near = get_close_matches(first, known, 1)
             hint = f", did you mean {near[0]}" if near else ""
             raise ValueError(f"{folder.name}: no stage of its demo has a setting {first}{hint}")
+
+
+def of_variant(extra: Sequence[str | Settings]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the config files that a variant of a demo adds, and its settings."""
+    options = [part for part in extra if not isinstance(part, str)]
+    return [part for part in extra if isinstance(part, str)], {k: v for part in options for k, v in part.items()}
 
 
 def write_bundle(

@@ -141,7 +141,7 @@ def test_every_way_of_doing_a_row_and_a_foreign_one_agree(tmp_path: Path) -> Non
     assert {way: reason for way, reason in reasons.items() if reason} == {}
 
 
-@pytest.mark.parametrize("overlays", [[], ["pretrain_student"]])
+@pytest.mark.parametrize("overlays", [[], ["pretrain"]])
 def test_a_step_trains_every_network_but_the_teacher(overlays: list[str]) -> None:
     """The discriminator, too, which otherwise waits while it is good."""
     trainer, networks = recipe("benchmark_inputs").trainer(

@@ -79,7 +79,7 @@ def adversarial_step(device: torch.device, size: Size, *, filters: int, suffix: 
 
 def pretraining_step(device: torch.device, size: Size, *, filters: int) -> Row:
     """Returns the row of a step of the student alone on a scan of `size`."""
-    step = functools.partial(_step, device, size, filters=filters, outputs=["loss"], overlays=["pretrain_student"])
+    step = functools.partial(_step, device, size, filters=filters, outputs=["loss"], overlays=["pretrain"])
     return Row(
         name="pretraining_step",
         unit=f"step of the student, {filters} filters, on {times(size)} voxels",

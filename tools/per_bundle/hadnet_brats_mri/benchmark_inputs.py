@@ -133,7 +133,7 @@ def trainer(
 
 def random_transforms(size: Size, *, device: torch.device) -> Compose:
     """Returns the random transforms of pre-training with seeded randomness."""
-    parser = config(BUNDLE, "train", "pretrain_student", changes={"size": list(size), "device": device})
+    parser = config(BUNDLE, "train", "pretrain", changes={"size": list(size), "device": device})
     return Compose(parser.get_parsed_content("train::random_transforms")).set_random_state(0)
 
 

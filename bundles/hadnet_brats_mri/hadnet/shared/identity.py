@@ -49,7 +49,8 @@ LOGS = {
     "val_interval",
     "interval",
 }
-STEPS = {"_meta_", "imports", "initialize", "finalize", "run", "training", "identity", "restart", "max_epochs"}
+STEPS = {"_meta_", "imports", "initialize", "finalize", "distributed", "run", "training", "identity", "restart"}
+STEPS |= {"max_epochs"}
 CASES = {"cases", "labelled", "check_cases", "train::dataset::data", "validate::dataset::data"}
 IGNORED = PATHS | MACHINE | SCORING | LOGS | STEPS | CASES
 HANDLERS = {"CheckpointLoader", "MLFlowHandler", "ProgressBar", "StatsHandler", "TensorBoardStatsHandler"}
