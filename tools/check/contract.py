@@ -104,7 +104,7 @@ def overlays(bundle: Bundle) -> Iterator[Finding]:
 
 @bundle_rule
 def config_length(bundle: Bundle) -> Iterator[Finding]:
-    """A config can be read at once: 200 lines of training, 120 of any other, 125 characters a line, 600 lines in all."""
+    """Configs can be read at once: training has 200 lines, any other 120, a line 125 characters, a bundle 600 lines."""
     lines = {file: bundle.text(file).splitlines() for file in bundle.configs}
     for file, found in lines.items():
         if len(found) > (limit := LINES.get(file, OTHER_LINES)):
