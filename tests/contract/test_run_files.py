@@ -21,8 +21,8 @@ identity = importlib.import_module(f"{package(VNET)}.shared.identity")  # identi
 LEARNT_FROM: dict[str, tuple[str, tuple[str, ...], dict[str, Any], list[str]]] = {
     "distillation": (HADNET, (), {}, ["start", "teacher_weights"]),
     "without start": (HADNET, (), {"start": None}, ["teacher_weights"]),
-    "teacher": (HADNET, ("pretrain_teacher",), {}, []),
-    "student": (HADNET, ("pretrain_student",), {}, []),
+    "teacher": (HADNET, ("pretrain",), {"type": "teacher"}, []),
+    "student": (HADNET, ("pretrain",), {}, []),
     "reference": (VNET, ("reference",), {}, ["locator_weights", "intensity_file"]),
     "crops": (VNET, ("reference",), {"locate": False}, ["intensity_file"]),
     "own weights": (VNET, (), {"start": "@weights"}, []),

@@ -42,6 +42,9 @@ KEYS = {
 }
 RUN_IDS = {TRAIN: "training", INFERENCE: "inference", EVALUATE: "evaluating"}
 WRITABLE = ("uint8", "float32")
+LINES, WIDTH = {TRAIN: 200}, 125
+OTHER_LINES, ALL_LINES = 120, 600
+NUMBERED = re.compile(r"(?:^\+?|[@%])\w+(?:::\w+)*?::\d+(?:::|\b)")
 CASTS = {"AsDiscreted": "float32", "CastToTyped": "float32", "EnsureTyped": "undefined"}  # with their default dtype
 
 
@@ -97,6 +100,31 @@ def overlays(bundle: Bundle) -> Iterator[Finding]:
         if file not in (TRAIN, INFERENCE):
             over_train, over_inference = (_clashes(bundle, base, file) for base in (TRAIN, INFERENCE))
             yield from ((file, f"over {TRAIN}: {clash}") for clash in over_train if over_inference)
+
+
+@bundle_rule
+def config_length(bundle: Bundle) -> Iterator[Finding]:
+    """Configs can be read at once: training has 200 lines, any other 120, a line 125 characters, a bundle 600 lines."""
+    lines = {file: bundle.text(file).splitlines() for file in bundle.configs}
+    for file, found in lines.items():
+        if len(found) > (limit := LINES.get(file, OTHER_LINES)):
+            yield file, f"has {len(found)} lines, more than {limit}"
+        for number, line in enumerate(found, start=1):
+            if len(line) > WIDTH:
+                yield file, f"line {number} has {len(line)} characters, more than {WIDTH}"
+    if (total := sum(map(len, lines.values()))) > ALL_LINES:
+        yield "configs", f"have {total} lines in all, more than {ALL_LINES}"
+
+
+@bundle_rule
+def named_items(bundle: Bundle) -> Iterator[Finding]:
+    """No id holds the number of an item in a list, which changes with the list: what is replaced has a name."""
+    for file in bundle.configs:
+        config = bundle.config(file)
+        ids = [(key, key.replace("#", "::")) for key in config]
+        for place, text in [*ids, *(("#".join(path), text) for path, text in strings(config))]:
+            if found := NUMBERED.search(text):
+                yield file, f"{place} has the number of an item in a list: {found[0]}"
 
 
 @bundle_rule

@@ -30,13 +30,15 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
         names: of the settings.
         folder: folder of the bundle.
         stages: the stages, each with its config files under `config`.
-        others: config files that are added to stages, as lists or under `config`.
+        others: config files that are added to stages, as lists, perhaps with settings, or under `config`.
 
     Raises:
         ValueError: the message has the nearest name.
     """
     added = [part if isinstance(part, list) else part.get("config", []) for part in others]
-    files = {file for part in [*(stage["config"] for stage in stages), *added] for file in part}
+    files = {
+        file for part in [*(stage["config"] for stage in stages), *added] for file in part if isinstance(file, str)
+    }
     known = {key for file in files for key in ConfigParser.load_config_file(folder / "configs" / file)}
     first = [re.split("#|::", name)[0] for name in names]
     check_known(first, {*known, "data", "output"}, what=f"{folder.name}: no stage of its demo has a setting {{}}")

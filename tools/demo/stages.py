@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Stage", "settings_of", "stages"]
+__all__ = ["Stage", "of_variant", "settings_of", "stages"]
 
 Recipe = Mapping[str, Any]
 Places = Mapping[str, str]
@@ -35,13 +35,13 @@ def stages(
     """Puts the commands together.
 
     Args:
-        recipe: recipe of the bundle. With `compare`, variants of the method by name and the config files that each
-            adds, a stage runs for every one of them if its settings name `{variant}`. A stage that is `alone` takes no
-            config files of the scenario.
+        recipe: recipe of the bundle. With `compare`, variants of the method by name and the config files, and mappings
+            of settings, that each adds, a stage runs for every one of them if its settings name `{variant}`. A stage
+            that is `alone` takes no config files of the scenario.
         folder: folder of the bundle.
         places: see `prepare_data`.
         scenario: the recipe's part for phantoms or for the user's data: `config` files to add, `settings` of every
-            command, and of single `stages`, also of one variant: `training student`.
+            command, and of single `stages`.
         overrides: the user's settings, which win.
 
     Returns:
@@ -52,28 +52,36 @@ def stages(
         raw = stage["settings"] | settings_of(scenario, stage["name"])
         variants = recipe["compare"] if "{variant}" in str(raw) else {"": []}
         for variant, extra in variants.items():
-            known = {**places, "variant": variant}
-            settings = _filled(raw | settings_of(scenario, stage["name"], variant=variant), known) | overrides
+            known, (adds, options) = {**places, "variant": variant}, of_variant(extra)
+            settings = _filled(raw, known) | options | overrides
             if any(name in settings and settings[name] == value for name, value in stage.get("unless", {}).items()):
                 continue
             added = [] if stage.get("alone") else scenario.get("config", [])
-            files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *extra, *added]]
-            config_file = files[0] if len(files) == 1 else _literal(files)
-            command = [sys.executable, "-m", "monai.bundle", "run", stage["run"], "--config_file", config_file]
-            contents = [yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files]
-            ids = {key.lstrip("+").partition("::")[0] for content in contents for key in content}
-            for name, value in settings.items():
-                if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
-                    command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
+            files = [_from_here(folder / "configs" / name) for name in [*stage["config"], *adds, *added]]
             renewed = Path(stage["renews"].format(**known)) if "renews" in stage else None
-            found.append(Stage(stage["title"].format(**known), command, renewed))
+            found.append(Stage(stage["title"].format(**known), _command(stage["run"], files, settings), renewed))
     return found
 
 
-def settings_of(scenario: Mapping[str, Any], stage: str, *, variant: str = "") -> dict[str, Any]:
+def settings_of(scenario: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """Returns the settings that a scenario gives a stage, those of every command first."""
-    own = scenario.get("stages", {})
-    return {**scenario.get("settings", {}), **own.get(stage, {}), **own.get(f"{stage} {variant}", {})}
+    return {**scenario.get("settings", {}), **scenario.get("stages", {}).get(stage, {})}
+
+
+def of_variant(extra: Sequence[str | Mapping[str, Any]]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the config files that a variant of a demo adds, and its settings."""
+    options = [part for part in extra if not isinstance(part, str)]
+    return [part for part in extra if isinstance(part, str)], {k: v for part in options for k, v in part.items()}
+
+
+def _command(workflow: str, files: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    config_file = files[0] if len(files) == 1 else _literal(files)
+    command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", config_file]
+    ids = {key.lstrip("+").partition("::")[0] for file in files for key in yaml.safe_load(Path(file).read_bytes())}
+    for name, value in settings.items():
+        if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
+            command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
+    return command
 
 
 def _from_here(path: str | Path) -> str:

@@ -51,7 +51,7 @@ def test_label_returns_to_its_grid(real_data: Path) -> None:
 
 def _label(training: ConfigParser, case: dict[str, str]) -> Any:
     item: Any = dict(case)
-    for transform in [*training.get_parsed_content("load_labelled"), training.get_parsed_content("spatial")]:
+    for transform in training.get_parsed_content("labelled")[:3]:
         item = transform(item)
     return item["label"].numpy()
 

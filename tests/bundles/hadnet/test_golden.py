@@ -180,10 +180,10 @@ DISTILLATION = [*SETTINGS, ("lambda_const", "adversarial_weight"), ("disc_thresh
 PRETRAINING = [
     *SETTINGS,
     ("weight_decay_factor", "class_weight_decay"),
-    ("augmentation_flipprob", "pretraining::reference_augmentation::0::prob"),
-    ("augmentation_affineprob", "pretraining::reference_augmentation::2::prob"),
-    ("lr_scheduler_factor", "pretraining::plateau::factor"),
-    ("lr_scheduler_patience", "pretraining::plateau::patience"),
+    ("augmentation_flipprob", "reference_augmentation::0::prob"),
+    ("augmentation_affineprob", "reference_augmentation::2::prob"),
+    ("lr_scheduler_factor", "plateau::factor"),
+    ("lr_scheduler_patience", "plateau::patience"),
 ]
 
 
@@ -191,8 +191,7 @@ PRETRAINING = [
     ("stems", "reference", "settings"),
     [
         (["train", "reference"], "defaults", DISTILLATION),
-        (["train", "pretrain_teacher", "reference"], "defaults_pretrain", PRETRAINING),
-        (["train", "pretrain_student", "reference"], "defaults_pretrain", PRETRAINING),
+        (["train", "pretrain", "reference"], "defaults_pretrain", PRETRAINING),
     ],
 )
 def test_settings(stems: list[str], reference: str, settings: list[tuple[str, str]]) -> None:
@@ -207,10 +206,9 @@ def test_settings(stems: list[str], reference: str, settings: list[tuple[str, st
     assert type(optimizer) is (torch.optim.AdamW if "weight_decay" in given else torch.optim.Adam)
 
 
-@pytest.mark.parametrize("stem", ["pretrain_teacher", "pretrain_student"])
-def test_class_weights_of_all_epochs(stem: str) -> None:
+def test_class_weights_of_all_epochs() -> None:
     """The reference multiplies in single precision, over and over."""
-    parser = config("train", stem, "reference")
+    parser = config("train", "pretrain", "reference")
     loss, handler = parser.get_parsed_content("loss_on_device"), parser.get_parsed_content("train::handlers::0")
     found = list[torch.Tensor]()
     trainer = Engine(lambda engine, batch: found.append(loss.weight.clone()))

@@ -174,13 +174,14 @@ def test_step_of_pretraining(epoch: int) -> None:
     network = segmentation("teacher")
     parser = config(
         "train",
-        "pretrain_teacher",
+        "pretrain",
         "reference",
+        type="teacher",
         network=network,
         max_epochs=epoch + 1,
         train__dataloader=[batch()],
         train__key_metric=None,
-        train__handlers=["%pretraining::handlers::0"],
+        train__handlers=["%class_weighting"],
     )
     trainer = parser.get_parsed_content("train::trainer")
     if epoch:

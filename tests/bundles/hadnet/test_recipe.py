@@ -1,4 +1,4 @@
-"""How the three stages learn from scratch: schedules, averaged weights, augmentation; halves and mirror images."""
+"""How the stages learn from scratch: schedules, averaged weights, augmentation; halves and mirror images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hadnet.uncertainty import MonteCarloDropout
 from tests.bundles.hadnet.reference import config
 
 SIZE = [32, 48, 32]
-STAGES = [("train",), ("train", "pretrain_teacher"), ("train", "pretrain_student")]
+STAGES = [("train",), ("train", "pretrain")]
 each_stage = pytest.mark.parametrize("stems", STAGES)
 
 
@@ -39,9 +39,9 @@ def test_learning_rates_fall_to_the_last_epoch_of_a_run(stems: tuple[str, ...]) 
 
 @pytest.mark.parametrize(("policy", "disabled"), [("polynomial", [False, True]), ("plateau", [True, False])])
 def test_one_schedule_acts(policy: str, disabled: list[bool]) -> None:
-    parser = config("train", "pretrain_teacher", lr_policy=policy)
+    parser = config("train", "pretrain", lr_policy=policy)
     parser.parse()
-    handlers = [parser.get_parsed_content(f"pretraining::handlers::{index}::_disabled_") for index in (1, 3)]
+    handlers = [parser.get_parsed_content(f"train::handlers::{index}::_disabled_") for index in (1, 3)]
     assert handlers == disabled
     assert parser.get_parsed_content("lr_factor")(3) == (
         1 if policy == "plateau" else pytest.approx((397 / 400) ** 0.9)
@@ -50,7 +50,7 @@ def test_one_schedule_acts(policy: str, disabled: list[bool]) -> None:
 
 @pytest.mark.parametrize("epochs", [10, 60, 400])
 def test_classes_count_alike_from_half_of_the_epochs_on(epochs: int) -> None:
-    parser = config("train", "pretrain_teacher", max_epochs=epochs)
+    parser = config("train", "pretrain", max_epochs=epochs)
     decay, largest = parser.get_parsed_content("class_weight_decay"), max(parser["class_weights"])
     assert largest * decay ** (epochs / 2) == pytest.approx(1)
     assert largest * decay ** (epochs / 2 - 1) > 1
@@ -119,7 +119,7 @@ def test_reference_augments_pretraining_alone() -> None:
         for stems in STAGES
     }
     published = ["RandFlipd", "EnsureTyped", "RandAffined", "MaskIntensityd"]
-    assert list(kinds.values()) == [[], published, published]
+    assert list(kinds.values()) == [[], published]
 
 
 def test_halves_of_volumes_change_nothing() -> None:

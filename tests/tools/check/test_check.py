@@ -50,6 +50,11 @@ def foreign_name(folder: Path) -> None:
     (folder / PACKAGE).rename(folder / "scripts")
 
 
+def many_configs(folder: Path) -> None:
+    for number in range(5):
+        save(folder / f"configs/x{number}.yaml", "a: 1" + "\n" * 120)
+
+
 def clone(folder: Path) -> None:
     lines = [f"x{i} = {i}" for i in range(6)]
     write("alpha/extra.py", '"""Extra."""\n' + "\n".join(lines))(folder)
@@ -140,6 +145,13 @@ CASES = [
     Case("overlays", "configs/x.yaml", "train::loss", write("configs/x.yaml", 'a: "@train#loss"')),
     Case("overlays", "configs/x.yaml", "trial", write("configs/x.yaml", "trial#trainer#max_epochs: 1")),
     Case("overlays", "configs/x.yaml", "merged", write("configs/x.yaml", "+train: []")),
+    Case("config_length", TRAINING, "2\\d\\d lines", swap(TRAINING, "channels: 2", "channels: 2" + "\n" * 200)),
+    Case("config_length", "configs/x.yaml", "121 lines", write("configs/x.yaml", "a: 1" + "\n" * 121)),
+    Case("config_length", "configs/x.yaml", "line 2 has 127", write("configs/x.yaml", "a: 1\n# " + "b" * 125)),
+    Case("config_length", "configs", "6\\d\\d lines in all", many_configs),
+    Case("named_items", "configs/x.yaml", "handlers::0", write("configs/x.yaml", "train#handlers#0#_disabled_: true")),
+    Case("named_items", "configs/x.yaml", "handlers::0", write("configs/x.yaml", 'a: ["%train::handlers::0"]')),
+    Case("named_items", "configs/x.yaml", "handlers::0", write("configs/x.yaml", 'a: "$@train#handlers#0 or 1"')),
     Case("no_spacingd", INFER, "transforms#1", swap(INFER, "alpha.transforms.Spacingd", "Spacingd")),
     Case("writable_prediction", INFER, "AsDiscreted", swap(INFER, "torch.uint8", "torch.int64")),
     Case("writable_prediction", INFER, "Activationsd", swap(INFER, "AsDiscreted", "Activationsd")),

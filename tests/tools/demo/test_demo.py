@@ -331,13 +331,19 @@ def small_demo(bundle: str) -> dict[str, Any]:
         files = [str(REPO / "bundles" / bundle / "configs" / name) for name in stage["config"]]
         config = ConfigParser.load_config_files(files)
         small: dict[str, Any] = dict(known["tiny"])
+        chosen: set[str] = set()  # settings of variants
         for extra in content.get("compare", {"": []}).values():
-            stems = [name.removesuffix(".yaml") for name in [*stage["config"], *extra]]
+            chosen.update(key for part in extra if not isinstance(part, str) for key in part)
+            stems = [name.removesuffix(".yaml") for name in [*stage["config"], *extra] if isinstance(name, str)]
             flows = list(known["workflows"].values())
             like = [flow for flow in flows if flow["files"] == stems]
             like = like or [flow for flow in flows if flow["files"][: len(stems)] == stems]
             small |= min(like, key=lambda flow: "variant_of" in flow)["overrides"] if like else {}
-        small = {key: value for key, value in small.items() if "#" not in key or key.partition("#")[0] in config}
+        small = {
+            key: value
+            for key, value in small.items()
+            if key not in chosen and ("#" not in key or key.partition("#")[0] in config)
+        }
         once = {"max_epochs": 1} if stage["run"] == "training" else {}
         stage["settings"] = small | {"device": "cpu"} | once | stage["settings"]
         assert small, f"{stage['name']}: no workflow of the tests is like it, its sizes would be those of the bundle"
