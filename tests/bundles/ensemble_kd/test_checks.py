@@ -68,7 +68,7 @@ def test_values_become_classes_even_where_both_have_the_same_numbers() -> None:
     parser = ConfigParser()
     parser.read_config(config_files("ensemble_kd_kits_ct", "train"))
     parser["label_groups"] = [[3, 0], [2], [1, 4]]
-    group = parser.get_parsed_content("load_labelled::2")
+    group = parser.get_parsed_content("labelled::1")
     found = group({"label": torch.tensor([0.0, 1, 2, 3, 4])[None]})["label"]
     assert found.tolist() == [[0, 2, 1, 0, 2]]
 
