@@ -125,7 +125,8 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
     """
     listed = [case for case in cases if isinstance(case.get("image"), str | Path)]
     problems = list(_shared("name", [(case, safe_name(case_name(case))) for case in listed]))
-    folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
+    images = [Path(case["image"]) for case in listed]  # which may be folders of DICOM
+    folders = {os.path.realpath(folder) for image in images for folder in (image, image.parent)}
     for layout in layouts_of(postprocessing):
         files = [(case, layout.of(case)) for case in listed]
         problems += _shared("file", [(case, str(file)) for case, file in files])
@@ -202,7 +203,7 @@ def write_volume(
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
     as_nrrd = str(path).endswith(".nrrd")
-    same = str(like).lower().endswith(".nrrd" if as_nrrd else (".nii", ".nii.gz"))
+    same = str(like).lower().endswith(".nrrd" if as_nrrd else (".nii", ".nii.gz")) and not Path(str(like)).is_dir()
     if as_nrrd:
         grid = nrrd.read_header(str(like)) if same else {}
         header = {name: grid[name] for name in NRRD_GRID if name in grid} if same else _nrrd_header(affine)
