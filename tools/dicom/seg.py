@@ -120,8 +120,13 @@ def segmentation(mask: Path, series: Path, *, bundle: str) -> Any:
     sources = _sources(headers, slices)
     hd, uids = needed("highdicom"), needed("pydicom.uid")
     metadata = read_json(REPO / "bundles" / bundle / "configs/metadata.json")
+    same = [source for source in sources if source.SeriesInstanceUID == sources[0].SeriesInstanceUID]
+    stacked: dict[str, Any] = {}
+    if len(same) < len(sources):  # a stack of several series, of which a SEG refers to the first before the others
+        stacked["plane_positions"] = [hd.PlanePositionSequence("PATIENT", piece.position) for piece in slices]
+        stacked["further_source_images"] = [source for source in sources if source not in same]
     made = hd.seg.Segmentation(
-        source_images=sources,
+        source_images=same,
         pixel_array=labels.transpose(2, 1, 0),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -138,6 +143,7 @@ def segmentation(mask: Path, series: Path, *, bundle: str) -> Any:
         series_description=metadata["name"][:LONGEST],
         content_label="SEGMENTATION",
         content_description=metadata["intended_use"][:LONGEST],
+        **stacked,
     )
     if len(sources) < len(slices):
         _refer_to_all_frames(made, slices)
@@ -217,6 +223,7 @@ def _description(value: int, structure: Mapping[str, Any], metadata: Mapping[str
         tracking_uid=uids.generate_uid(),
         tracking_id=f"{bundle} {structure['label']}"[:LONGEST],
         anatomic_regions=[_code(coding, region)] if region else None,
+        display_color=hd.color.CIELabColor.from_rgb(*structure["colour"]),
     )
 
 

@@ -15,7 +15,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
-from .shared.dicom import find_series, holds_dicom
+from .shared.dicom import dicom_scans
 from .shared.lists import SPLITS, read_info, read_split_file
 from .shared.patients import by_patient, check_patients, expanded
 from .shared.scans import (
@@ -181,8 +181,8 @@ def find_images(dataset_dir: str | Path, *, series: Any = None, phase: int | Non
             given, a folder beside those of patients is none, two files could be one scan, two cases have one name, or
             an `Info.cfg` names a frame that is not there, or as `dicom.find_series`.
     """
-    if holds_dicom(dataset_dir):
-        return find_series(dataset_dir, modality="MR", series=series, phase=phase)
+    if (scans := dicom_scans(dataset_dir, modality="MR", series=series, phase=phase)) is not None:
+        return scans
     if (scan := single_scan(dataset_dir)) is not None:
         name = stem(scan)
         return [{"case": f"{scan.parent.name}_{name[:2]}" if name in IMAGES else name, "image": str(scan)}]

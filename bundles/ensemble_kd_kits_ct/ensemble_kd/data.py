@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .shared.dicom import find_series, holds_dicom
+from .shared.dicom import dicom_scans
 from .shared.lists import SPLITS, lists_of, read_info, read_json, read_split_file
 from .shared.patients import by_patient, check_patients, expanded
 from .shared.scans import (
@@ -207,8 +207,8 @@ def find_scans(
             `dicom.find_series`.
     """
     root = Path(dataset_dir).absolute()
-    if modality is not None and not _is_datalist(root) and holds_dicom(root):
-        return find_series(root, modality=modality, series=series, phase=phase)
+    if modality is not None and (scans := dicom_scans(root, modality=modality, series=series, phase=phase)) is not None:
+        return scans
     if split_file is not None:
         found = read_split(root, split_file, frames=frames)["training"]
     elif _is_datalist(root):

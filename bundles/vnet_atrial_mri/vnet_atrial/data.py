@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .shared.dicom import find_series, holds_dicom
+from .shared.dicom import dicom_scans
 from .shared.lists import read_split_file
 from .shared.patients import by_patient, check_patients, expanded
 from .shared.scans import (
@@ -108,8 +108,8 @@ def find_images(
             given, a folder beside those of cases holds no scan, two files could be one scan, two cases have one name,
             or as `dicom.find_series`.
     """
-    if holds_dicom(dataset_dir):
-        return find_series(dataset_dir, modality="MR", series=series, phase=phase)
+    if (scans := dicom_scans(dataset_dir, modality="MR", series=series, phase=phase)) is not None:
+        return scans
     if (alone := single_scan(dataset_dir)) is not None:
         name = stem(alone)
         return [{"case": alone.parent.name if name.lower() == image else name, "image": str(alone)}]

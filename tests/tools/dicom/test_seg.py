@@ -14,7 +14,7 @@ import yaml
 from pydicom import dcmread
 from pydicom.sr.codedict import codes
 
-from tests.support.dicom_files import uid, write_enhanced, write_series
+from tests.support.dicom_files import OBLIQUE, uid, write_enhanced, write_series
 from tools import REPO
 from tools.dicom.seg import seg
 from tools.shared.dicom import read_series
@@ -135,6 +135,26 @@ def test_many_images_in_one_file(tmp_path: Path, phase: int | None) -> None:
     numbers = [index * phases + (phase or 0) + 1 for index in range(1, 4)]
     frames = found.get_pixels_by_source_frame(dcmread(file).SOPInstanceUID, numbers, combine_segments=True)
     np.testing.assert_array_equal(frames, labels.transpose(2, 1, 0)[1:])
+
+
+def test_stack_of_several_series(tmp_path: Path) -> None:
+    """Short-axis cine MRI with a series for every slice: the SEG refers to all of them."""
+    voxels = np.random.RandomState(1).randint(0, 1000, SHAPE).astype(np.int16)
+    normal = np.cross(OBLIQUE[:3], OBLIQUE[3:])
+    for index in range(5):
+        origin = index * 4 * normal
+        write_series(
+            tmp_path / f"study/{index}", voxels[..., [index]], series=f"b{index}", number=1 + index, origin=origin
+        )
+    labels = write_mask(tmp_path / "mask.nii.gz", tmp_path / "study/1+2+3+4+5")
+    options = {"bundle": HEART, "number": "1,2,3,4,5", "output": str(tmp_path / "seg.dcm")}
+    seg(str(tmp_path / "mask.nii.gz"), str(tmp_path / "study"), **options)
+    found = highdicom.seg.segread(tmp_path / "seg.dcm")
+    volume = found.get_volume(combine_segments=True).flip_spatial(0)
+    np.testing.assert_array_equal(volume.array, labels.transpose(2, 1, 0)[1:])
+    series = [item.SeriesInstanceUID for item in found.ReferencedSeriesSequence]
+    assert sorted(series) == sorted(uid(f"study b{index}") for index in range(5))
+    assert all(len(item.ReferencedInstanceSequence) == 1 for item in found.ReferencedSeriesSequence)
 
 
 def test_bundle_is_that_of_the_run(study: Path) -> None:

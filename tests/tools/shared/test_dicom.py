@@ -16,7 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from tests.support.dicom_files import OBLIQUE, uid, write_enhanced, write_series
-from tools.shared.dicom import find_series, holds_dicom
+from tools.shared.dicom import dicom_scans, find_series
+from tools.shared.series import holds_dicom
 from tools.shared.slices import read_header
 from tools.shared.validation import InputError, check_cases
 from tools.shared.verdicts import Verdicts
@@ -81,6 +82,30 @@ def test_every_slice_has_its_own_scale(tmp_path: Path, voxels: Any) -> None:
     same(image, through_itk(tmp_path / "P1", tmp_path / "itk.nii.gz"), rtol=1e-6)
 
 
+def test_few_bits_of_a_number(tmp_path: Path, voxels: Any) -> None:
+    """Twelve of sixteen bits, with anything in the others, as scanners write it: they are no part of the value."""
+
+    def change(index: int, dataset: Dataset) -> None:
+        stored = np.frombuffer(dataset.PixelData, np.uint16) & 0x0FFF | (0x5000 if index % 2 else 0)
+        dataset.BitsStored, dataset.HighBit, dataset.PixelData = 12, 11, stored.astype(np.uint16).tobytes()
+
+    write_series(tmp_path / "P1", voxels, change=change)
+    np.testing.assert_array_equal(voxels_of(read_volume(tmp_path / "P1")), voxels)
+    same(read_volume(tmp_path / "P1"), through_itk(tmp_path / "P1", tmp_path / "itk.nii.gz"))
+
+
+def test_missing_images_at_an_end_are_warned_of(tmp_path: Path, voxels: Any, caplog: pytest.LogCaptureFixture) -> None:
+    files = write_series(tmp_path, voxels)
+    files[0].unlink()
+    assert find_series(tmp_path, modality="MR")
+    assert not caplog.messages
+    write_series(
+        tmp_path, voxels, change=lambda index, dataset: setattr(dataset, "InstanceNumber", [1, 2, 3, 7, 8][index])
+    )
+    assert find_series(tmp_path, modality="MR")
+    assert caplog.messages == [f"series {uid('study scan')}: 5 images, whose numbers run from 1 to 8: is it complete?"]
+
+
 def test_mask_is_written_on_the_grid_of_the_series(tmp_path: Path, voxels: Any) -> None:
     write_series(tmp_path / "in/P1", voxels)
     write_series(tmp_path / "in/P1", voxels[..., :2], series="other", number=2)
@@ -133,7 +158,7 @@ def test_series_of_single_slices_become_one_stack(tmp_path: Path, voxels: Any) -
             folder = tmp_path / f"P1/SAX{index}/{time}"
             write_series(folder, voxels[..., [index]] + time, series=f"SAX_b{index}", number=11 + index, change=change)
     with pytest.raises(
-        InputError, match=r"no series fits, choose with series \(a list of them, of the slices of one stack"
+        InputError, match=r"no series fits, choose with series \(several, if they are the slices of one stack"
     ) as told:
         find_series(tmp_path, modality="MR")
     assert "series 13: MR, 'SAX_b2', 2 images of 8x6 at 1 positions" in str(told.value)
@@ -225,6 +250,9 @@ class TestChoice:
                 find_series(tmp_path, modality="MR", series=wrong)
         with pytest.raises(InputError, match="no series fits"):
             find_series(tmp_path, modality="CT")
+        for phase in (-1, "early"):
+            with pytest.raises(InputError, match="phase: must be a whole number from 0"):
+                find_series(tmp_path, modality="MR", phase=phase)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="series 7 is MR"):
             find_series(tmp_path, modality="CT", series=7)
 
@@ -232,6 +260,8 @@ class TestChoice:
         files = write_series(tmp_path, voxels)
         write_series(tmp_path, voxels, series="other", number=2)
         assert holds_dicom(files[3])
+        with pytest.raises(InputError, match="is one file, whose series is meant"):
+            find_series(files[3], modality="MR", series=2)
         (case,) = find_series(files[3], modality="MR")
         np.testing.assert_array_equal(voxels_of(read_volume(case["image"])), voxels)
 
@@ -254,7 +284,11 @@ class TestChoice:
         (tmp_path / "a.nii.gz").touch()
         (tmp_path / "short.dcm").write_bytes(b"DICM")
         assert not holds_dicom(tmp_path)
-        assert not holds_dicom(tmp_path / "nothing")
+        assert dicom_scans(tmp_path, modality="MR") is None
+        assert dicom_scans(tmp_path / "nothing", modality="MR") is None
+        for options in ({"series": 1}, {"phase": 0}):
+            with pytest.raises(InputError, match="holds no DICOM, of which series and phase choose"):
+                dicom_scans(tmp_path, modality="MR", **options)
 
 
 def capture(_: int, dataset: Dataset) -> None:

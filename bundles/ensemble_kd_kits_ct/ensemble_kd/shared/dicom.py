@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -19,11 +20,28 @@ from .slices import Header, read_header, read_voxels
 from .validation import InputError
 from .volumes import VolumeError, folder_readers
 
-__all__ = ["find_series", "holds_dicom", "read_series", "series_files"]
+__all__ = ["dicom_scans", "find_series", "read_series", "series_files"]
+
+logger = logging.getLogger(__name__)
 
 # The last part of a path that is none of a file: UIDs or numbers of series, and which of the images at each position.
 CHOICE = re.compile(r"(\d[\d.]*(?:\+\d[\d.]*)*)(?:_phase(\d+))?")
 Rule = tuple[str, str, str]
+
+
+def dicom_scans(
+    root: str | Path, *, modality: str, series: Any = None, phase: int | None = None
+) -> list[dict[str, str]] | None:
+    """Returns what `find_series` does, `None` for a path that is none of DICOM.
+
+    Raises:
+        InputError: as `find_series`, and when a path that is none of DICOM has a series or a phase.
+    """
+    if holds_dicom(root):
+        return find_series(root, modality=modality, series=series, phase=phase)
+    if series is not None or phase is not None:
+        raise InputError([("", str(root), "holds no DICOM, of which series and phase choose")])
+    return None
 
 
 def find_series(
@@ -53,10 +71,14 @@ def find_series(
     place = Path(root).absolute()
     alone = place.is_file()
     folder = place.parent if alone else place
+    if alone and series is not None:
+        raise InputError([("", str(place), "is one file, whose series is meant: give its folder to choose another")])
     if not alone:
         _check_no_volumes(folder)
     found = series_below(folder)
     wanted = [_uid_of(place)] if alone else _wanted(series)
+    if phase is not None and (not isinstance(phase, int) or phase < 0):
+        raise InputError([("", "phase", f"must be a whole number from 0, got {phase!r}")])
     studies: dict[str, list[Series]] = {}
     for each in found:
         studies.setdefault(each.study, []).append(each)
@@ -70,9 +92,26 @@ def find_series(
             problems.append(("", str(folder), f"study {study}: {error}"))
     if problems or not chosen:
         raise InputError(problems or [("", str(folder), "holds no series of DICOM")])
+    for picked in chosen:
+        _warn_of_gaps(picked)
     names = _names([_common_folder(picked) for picked in chosen], folder, chosen)
     cases = [_case(name, picked, found, phase) for name, picked in zip(names, chosen, strict=True)]
     return sorted(cases, key=lambda case: case["case"])
+
+
+def _warn_of_gaps(picked: Sequence[Series]) -> None:
+    """Warns where numbers of images are left out: the geometry does not tell if the missing ones lie at an end."""
+    for each in picked:
+        numbers = {number for piece in each.slices if (number := piece.order[-1]) is not None}
+        whole = int(max(numbers)) - int(min(numbers)) + 1 if numbers else 0
+        if len(numbers) == len(each.slices) < whole:
+            logger.warning(
+                "series %s: %d images, whose numbers run from %g to %g: is it complete?",
+                each.uid,
+                len(numbers),
+                min(numbers),
+                max(numbers),
+            )
 
 
 def _check_no_volumes(folder: Path) -> None:
@@ -113,7 +152,7 @@ def _chosen(held: Sequence[Series], wanted: Sequence[str], modality: str) -> lis
         if len(fitting) == 1:
             return fitting
         single = [each for each in held if each.unfit(modality) == "is one slice"]
-        several = " (a list of them, of the slices of one stack)" if len(single) > 1 else ""
+        several = " (several, if they are the slices of one stack)" if len(single) > 1 else ""
         what = f"{len(fitting)} series fit" if fitting else "no series fits"
         refuse(f"{what}, choose with series{several}:")
     picked = []
