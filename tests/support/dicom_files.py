@@ -87,6 +87,7 @@ def write_series(
         orientation: along a row and down a column.
         change: of each file before it is written, from the slice's number and the file.
     """
+    assert voxels.shape[-1] <= 101, "names of files would repeat"
     folder.mkdir(parents=True, exist_ok=True)
     normal = np.cross(orientation[:3], orientation[3:])
     files = []

@@ -69,12 +69,10 @@ def seg(
         OSError: when a file cannot be read or written.
     """
     require_text(mask=mask, series=series, output=output, bundle=bundle)
-    name = bundle or _bundle_of(Path(mask).absolute())
+    name = _known(bundle or _bundle_of(Path(mask).absolute()))
     place = Path(series).absolute()
     if place.exists():
-        metadata = read_json(REPO / "bundles" / _known(name) / "configs/metadata.json")
-        modality = metadata["network_data_format"]["inputs"]["image"]["modality"]
-        cases = find_series(place, modality=modality, series=number, phase=phase)
+        cases = find_series(place, modality=_modality(_metadata(name)), series=number, phase=phase)
         if len(cases) > 1:
             raise ValueError(f"{series}: holds {len(cases)} studies, name the folder of one")
         place = Path(cases[0]["image"])
@@ -82,6 +80,15 @@ def seg(
     with atomic_write(output) as partial:
         made.save_as(partial, enforce_file_format=True)
     logger.info("%s: %d frames of %d structures", output, made.NumberOfFrames, len(made.SegmentSequence))
+
+
+def _metadata(bundle: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = read_json(REPO / "bundles" / bundle / "configs/metadata.json")
+    return found
+
+
+def _modality(metadata: Mapping[str, Any]) -> str:
+    return str(metadata["network_data_format"]["inputs"]["image"]["modality"])
 
 
 def _known(bundle: str) -> str:
@@ -115,11 +122,15 @@ def segmentation(mask: Path, series: Path, *, bundle: str) -> Any:
         slices, affine = ordered(headers, phase=phase)
     except VolumeError as error:
         raise ValueError(f"{series}: {error}") from error
+    metadata = _metadata(bundle)
+    if headers[0].modality != _modality(metadata):  # an overlay for other scans gives other structures
+        raise ValueError(
+            f"{series}: is {headers[0].modality}, the structures of {bundle} are those of {_modality(metadata)}"
+        )
     shape = (headers[0].size[1], headers[0].size[0], len(slices))
     labels = _labels(mask, structures, affine=affine, shape=shape)
     sources = _sources(headers, slices)
     hd, uids = needed("highdicom"), needed("pydicom.uid")
-    metadata = read_json(REPO / "bundles" / bundle / "configs/metadata.json")
     same = [source for source in sources if source.SeriesInstanceUID == sources[0].SeriesInstanceUID]
     stacked: dict[str, Any] = {}
     if len(same) < len(sources):  # a stack of several series, of which a SEG refers to the first before the others

@@ -142,12 +142,12 @@ def test_stack_of_several_series(tmp_path: Path) -> None:
     voxels = np.random.RandomState(1).randint(0, 1000, SHAPE).astype(np.int16)
     normal = np.cross(OBLIQUE[:3], OBLIQUE[3:])
     for index in range(5):
-        origin = index * 4 * normal
+        origin = (index * 4 * normal).tolist()
         write_series(
             tmp_path / f"study/{index}", voxels[..., [index]], series=f"b{index}", number=1 + index, origin=origin
         )
     labels = write_mask(tmp_path / "mask.nii.gz", tmp_path / "study/1+2+3+4+5")
-    options = {"bundle": HEART, "number": "1,2,3,4,5", "output": str(tmp_path / "seg.dcm")}
+    options: Any = {"bundle": HEART, "number": "1,2,3,4,5", "output": str(tmp_path / "seg.dcm")}
     seg(str(tmp_path / "mask.nii.gz"), str(tmp_path / "study"), **options)
     found = highdicom.seg.segread(tmp_path / "seg.dcm")
     volume = found.get_volume(combine_segments=True).flip_spatial(0)
@@ -191,6 +191,8 @@ class TestRefused:
 
     def test_other_series(self, study: Path) -> None:
         assert "series 1 is MR" in refusal(study, bundle="ensemble_kd_kits_ct", number=1)
+        named = f"study/{uid('study scan')}"
+        assert "is MR, the structures of ensemble_kd" in refusal(study, bundle="ensemble_kd_kits_ct", series=named)
         assert "is missing" in refusal(study, series="nothing")
         sorted((study / "study/1").iterdir())[2].unlink()
         assert "1 slice is missing" in refusal(study)
