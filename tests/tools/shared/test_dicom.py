@@ -408,10 +408,10 @@ def test_missing_decoder_is_named(tmp_path: Path, voxels: Any) -> None:
 
 
 def test_missing_package_is_named(tmp_path: Path, voxels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = write_series(tmp_path / "P1", voxels)
+    write_series(tmp_path / "P1", voxels)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     assert holds_dicom(tmp_path)
-    with pytest.raises(InputError, match=f"{files[0]}: is DICOM, which needs .*pip install pydicom"):
+    with pytest.raises(InputError, match=f"^1 problem.*\n  {tmp_path}: is DICOM, which needs .*pip install pydicom"):
         find_series(tmp_path, modality="MR")
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .scans import STRAY, is_of_results, is_volume
-from .slices import Header, Slice, is_dicom, read_header
+from .slices import Header, Slice, is_dicom, pydicom_module, read_header
 from .validation import InputError
 from .volumes import VolumeError
 
@@ -99,7 +99,8 @@ def series_below(folder: Path) -> list[Series]:
     """Returns every series in a folder, in the order of their numbers.
 
     Raises:
-        InputError: when the folder cannot be listed, or files are named as DICOM is and are none, or cannot be read.
+        InputError: when the folder cannot be listed, pydicom is not installed, or files are named as DICOM is
+            and are none, or cannot be read.
     """
     files, problems = [], list[tuple[str, str, str]]()
     for path in files_below(folder, refuse=True):
@@ -107,6 +108,10 @@ def series_below(folder: Path) -> list[Series]:
             files.append(path)
         elif path.suffix.lower() in (".dcm", ".ima"):
             problems.append(("", str(path), "is called as DICOM is, and is none"))
+    try:
+        pydicom_module()
+    except VolumeError as error:
+        raise InputError([("", str(folder), str(error))]) from error
     groups: dict[tuple[str, str], list[Header]] = {}
     for path in tqdm(files, "Reading DICOM headers", unit="file", delay=3):
         if path.name.upper() == "DICOMDIR":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .volumes import VolumeError, reason
 
-__all__ = ["ORDER", "Header", "Slice", "is_dicom", "read_header", "read_voxels"]
+__all__ = ["ORDER", "Header", "Slice", "is_dicom", "pydicom_module", "read_header", "read_voxels"]
 
 PACKAGES = "needs packages that are not installed: pip install pydicom python-gdcm"
 CLASSIC = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
@@ -110,7 +110,7 @@ def read_header(path: str | Path) -> Header:
 
 @lru_cache(maxsize=2**14)
 def _read(path: str, _: Sequence[int]) -> Header:
-    pydicom = _pydicom()
+    pydicom = pydicom_module()
     try:
         return _header(path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS))
     except VolumeError:
@@ -119,7 +119,12 @@ def _read(path: str, _: Sequence[int]) -> Header:
         raise VolumeError(f"cannot be read ({reason(error)})") from error
 
 
-def _pydicom() -> Any:
+def pydicom_module() -> Any:
+    """Returns pydicom.
+
+    Raises:
+        VolumeError: when it is not installed; it says how to install it.
+    """
     module, found = optional_import("pydicom")
     if not found:
         raise VolumeError(f"is DICOM, which {PACKAGES}")
@@ -263,7 +268,7 @@ def read_voxels(slices: Sequence[Slice], *, size: tuple[int, int], dtype: str | 
 
 
 def _pixels(file: str) -> NDArray[Any]:
-    dataset = _pydicom().dcmread(file)
+    dataset = pydicom_module().dcmread(file)
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not _has_decoder(syntax):
         rule = f"is compressed as {syntax.name}, and no decoder of it is installed: pip install python-gdcm"
