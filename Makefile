@@ -28,7 +28,7 @@ bench: setup
 	$(PY) -m tools benchmark $(BUNDLE) $(ARGS)
 label: .venv-label/label.done
 test-label: .venv/test.done label
-	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/tools/label $(ARGS)
+	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/tools/label tests/tools/dicom $(ARGS)
 
 # torch first: the machine decides between its CPU and its GPU build.
 .venv/%.done: pyproject.toml

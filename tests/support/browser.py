@@ -7,13 +7,22 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.by import By
+from skimage.io import imread
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
+)
+# For viewers of volumes, without a graphics card.
+WEBGL = (
+    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"),
+    "--window-size=1400,900",
 )
 
 
@@ -41,3 +50,19 @@ def chromium(profile: Path, *flags: str, logs: bool = False) -> Iterator[webdriv
         yield browser
     finally:
         browser.quit()
+
+
+def text_of(browser: webdriver.Chrome) -> str:
+    """What a page says."""
+    return str(browser.find_element(By.TAG_NAME, "body").text)
+
+
+def viewport(browser: webdriver.Chrome, picture: Path) -> Any:
+    """Pixels `(H, W, 3)` of the first viewport, as the browser shows them."""
+    browser.find_elements(By.TAG_NAME, "canvas")[0].screenshot(str(picture))
+    return imread(picture)[..., :3].astype(int)
+
+
+def colours(pixels: Any) -> int:
+    """How many pixels are neither grey nor nearly so."""
+    return int(np.sum(np.ptp(pixels, axis=-1) > 40))

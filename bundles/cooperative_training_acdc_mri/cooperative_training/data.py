@@ -16,6 +16,7 @@ from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
 from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
+from .shared.dicom import dicom_scans
 from .shared.lists import SPLITS, read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
@@ -183,22 +184,27 @@ def _source(folder: str, known: set[str]) -> str:
     return folder if _number(folder) in known else re.sub(r"_\d+$", "", folder)
 
 
-def find_images(dataset_dir: str | Path) -> list[Case]:
-    """Lists the scans to segment: a volume, a folder of volumes, or patients in the layouts of `read_split`.
+def find_images(dataset_dir: str | Path, *, series: Any = None, phase: int | None = None) -> list[Case]:
+    """Lists the scans to segment: a volume, a folder of volumes, patients in the layouts of `read_split`, or DICOM.
 
     Of a patient the ED and ES frames are taken; label maps (`*_gt`, `*_seg`) and cine series (`*_4d`) are not.
 
     Args:
-        dataset_dir: a volume, a folder of volumes (see `scans.scans_in`), of patients, or of one patient.
+        dataset_dir: a volume, a folder of volumes (see `scans.scans_in`), of patients, or of one patient;
+            or a file or folder of MR series.
+        series: UID or number of the series of DICOM to segment, see `dicom.find_series`.
+        phase: which of several DICOM images at each position.
 
     Returns:
-        Cases `{"case", "image"}`, sorted by name.
+        Cases `{"case", "image"}`, sorted by name; with `series` where they are DICOM.
 
     Raises:
         InputError: when `dataset_dir` does not exist or holds no NIfTI or NRRD volume, a file of another format is
             given, a folder beside those of patients is none, two files could be one scan, two cases have one name, or
-            an `Info.cfg` names a frame that is not there.
+            an `Info.cfg` names a frame that is not there, or as `dicom.find_series`.
     """
+    if (scans := dicom_scans(dataset_dir, modality="MR", series=series, phase=phase)) is not None:
+        return scans
     if (scan := single_scan(dataset_dir)) is not None:
         name = stem(scan)
         return [{"case": f"{scan.parent.name}_{name[:2]}" if name in IMAGES else name, "image": str(scan)}]

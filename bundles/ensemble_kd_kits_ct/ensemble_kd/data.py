@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .shared.dicom import dicom_scans
 from .shared.lists import SPLITS, lists_of, read_json, read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
@@ -175,24 +176,36 @@ def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None)
 
 
 def find_scans(
-    dataset_dir: str | Path, *, frames: Sequence[str] = ("ED",), split_file: str | Path | None = None
+    dataset_dir: str | Path,
+    *,
+    frames: Sequence[str] = ("ED",),
+    split_file: str | Path | None = None,
+    modality: str | None = None,
+    series: Any = None,
+    phase: int | None = None,
 ) -> list[Case]:
-    """Lists the scans to segment: a volume, a folder of volumes, or of cases in a layout of `read_split`.
+    """Lists the scans to segment: a volume, a folder of volumes, of cases in a layout of `read_split`, or DICOM.
 
     Args:
         dataset_dir: that file or folder (of volumes: see `scans.scans_in`), or a datalist, all of whose records are
             taken, with labels or without; a line in the log counts them by list.
         frames: the frames of an ACDC patient.
         split_file: see `read_split`: its training cases alone are listed.
+        modality: `CT` or `MR`, of DICOM; `None`: a folder of DICOM is none of scans.
+        series: UID or number of the series of DICOM to segment, see `dicom.find_series`.
+        phase: which of several DICOM images at each position.
 
     Returns:
-        Cases `{"case", "image"}`, sorted by name.
+        Cases `{"case", "image"}`, sorted by name; with `series` where they are DICOM.
 
     Raises:
         InputError: when there is no volume, a file of another format is given, a folder beside those of cases holds
-            none, two files could be one scan, two cases have one name, or as `read_split`.
+            none, two files could be one scan, two cases have one name, or as `read_split` and
+            `dicom.find_series`.
     """
     root = Path(dataset_dir).absolute()
+    if modality is not None and (scans := dicom_scans(root, modality=modality, series=series, phase=phase)) is not None:
+        return scans
     if split_file is not None:
         found = read_split(root, split_file, frames=frames)["training"]
     elif _is_datalist(root):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from .shared.dicom import dicom_scans
 from .shared.lists import read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
@@ -82,21 +84,28 @@ def read_split(
     return found
 
 
-def find_images(dataset_dir: str | Path, *, image: str = "lgemri") -> list[dict[str, str]]:
-    """Lists the scans to segment: a single file, the challenge's case folders or one of them, or a folder of volumes.
+def find_images(
+    dataset_dir: str | Path, *, image: str = "lgemri", series: Any = None, phase: int | None = None
+) -> list[dict[str, str]]:
+    """Lists the scans to segment: a single file, the challenge's case folders or one, a folder of volumes, or DICOM.
 
     Args:
-        dataset_dir: a volume, a folder of `<case>/lgemri.*`, such a case, or a folder of volumes, see `scans.scans_in`.
+        dataset_dir: a volume, a folder of `<case>/lgemri.*`, such a case, a folder of volumes, see `scans.scans_in`,
+            or a file or folder of MR series.
         image: file name of the scans without suffix, in case folders.
+        series: UID or number of the series of DICOM to segment, see `dicom.find_series`.
+        phase: which of several DICOM images at each position.
 
     Returns:
-        Cases `{"case", "image"}`, sorted by name.
+        Cases `{"case", "image"}`, sorted by name; with `series` where they are DICOM.
 
     Raises:
         InputError: when `dataset_dir` does not exist or holds no NRRD or NIfTI volume, a file of another format is
-            given, a folder beside those of cases holds no scan, two files could be one scan, or two cases have one
-            name.
+            given, a folder beside those of cases holds no scan, two files could be one scan, two cases have one name,
+            or as `dicom.find_series`.
     """
+    if (scans := dicom_scans(dataset_dir, modality="MR", series=series, phase=phase)) is not None:
+        return scans
     if (alone := single_scan(dataset_dir)) is not None:
         name = stem(alone)
         return [{"case": alone.parent.name if name.lower() == image else name, "image": str(alone)}]

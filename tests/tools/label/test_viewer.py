@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,19 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
-from skimage.io import imread
 
 from tests.conftest import NAMES, recipe
-from tests.support.browser import chromium
+from tests.support.browser import WEBGL, chromium, colours, text_of, viewport
 from tests.support.label_server import (
     LabelServer,
     ask,
     convert,
     facts,
     label_environment,
-    needed,
     small_bundle,
     voxels,
-    wait_until_answering,
 )
-from tests.support.two_processes import free_port
+from tests.support.orthanc import orthanc
 from tools.data.phantoms import phantoms as make_phantoms
 
 pytestmark = [pytest.mark.label, pytest.mark.nightly]
@@ -41,11 +36,6 @@ pytestmark = [pytest.mark.label, pytest.mark.nightly]
 (BUNDLE,) = (bundle for bundle in NAMES if "viewer" in facts(bundle))
 STUDY = "1.2.826.0.1.3680043.2.1125.77.1"
 SERIES = f"{STUDY}.1"
-PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-WEBGL = (
-    *("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"),
-    "--window-size=1400,900",
-)
 sitk: Any = importlib.import_module("SimpleITK")  # its functions have no types
 
 
@@ -100,24 +90,11 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def store(scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a DICOMweb store on loopback that holds the CT."""
-    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
-    needed(program and PLUGIN.is_file(), "Orthanc with its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
-    folder, port = tmp_path_factory.mktemp("orthanc"), free_port()
-    settings = {"HttpPort": port, "RemoteAccessAllowed": False, "DicomServerEnabled": False, "Plugins": [str(PLUGIN)]}
-    settings |= {"StorageDirectory": str(folder), "IndexDirectory": str(folder), "AuthenticationEnabled": False}
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    log = folder / "log.txt"
-    with log.open("wb") as output:
-        process = subprocess.Popen([str(program), str(folder / "orthanc.json")], stdout=output, stderr=output)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_answering(f"{url}/system", process, log)
+    folder = tmp_path_factory.mktemp("orthanc")
+    with orthanc(folder) as url:
         for file in write_dicom(scan / "image.nii.gz", folder):
             assert ask("POST", f"{url}/instances", file.read_bytes())[0] == 200
         yield f"{url}/dicom-web"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +112,6 @@ def server(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     with chromium(tmp_path / "profile", *WEBGL) as opened:
         yield opened
-
-
-def text_of(browser: webdriver.Chrome) -> str:
-    return str(browser.find_element(By.TAG_NAME, "body").text)
-
-
-def viewport(browser: webdriver.Chrome, picture: Path) -> Any:
-    """Pixels `(H, W, 3)` of the first viewport, as the browser shows them."""
-    browser.find_elements(By.TAG_NAME, "canvas")[0].screenshot(str(picture))
-    return imread(picture)[..., :3].astype(int)
-
-
-def colours(pixels: Any) -> int:
-    """How many pixels are neither grey nor nearly so."""
-    return int(np.sum(np.ptp(pixels, axis=-1) > 40))
 
 
 def test_viewer_shows_a_scan_and_the_mask_of_a_bundle(

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from .files import write_text
 __all__ = ["Verdicts", "by_first_process", "torchrun_store"]
 
 MOST = 20_000  # of the newest verdicts are kept
+SERIES = re.compile(r"[/\\][\d.+]+(_phase\d+)?$")  # the end of a path, see `dicom.find_series`
 _calls = itertools.count()
 
 
@@ -107,13 +109,25 @@ def _version() -> list[str]:
     return [hashlib.sha256(sources).hexdigest(), nibabel.__version__, np.__version__, monai.__version__]
 
 
-def _state(path: str | os.PathLike[str]) -> Sequence[int]:
-    """A file that is replaced, written to or only touched is another one than before."""
+def _state(path: str | os.PathLike[str]) -> Sequence[Any]:
+    """A file that is replaced, written to or only touched is another one than before; so is a folder with one.
+
+    A path that is none of a file, in a folder that is there, names a series of DICOM in it.
+    """
     try:
         found = os.stat(path)  # noqa: PTH116  # any text, not only a path that can be one
     except (OSError, ValueError):
-        return []
+        return _state_of_folder(Path(path).parent) if SERIES.search(str(path)) else []
+    if stat.S_ISDIR(found.st_mode):
+        return _state_of_folder(Path(path))
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino] if stat.S_ISREG(found.st_mode) else []
+
+
+def _state_of_folder(folder: Path) -> list[Any]:
+    if not folder.is_absolute():  # the name of a case
+        return []
+    files = (str(Path(place, name)) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    return [[file, *_state(file)] for file in sorted(files)]
 
 
 def _digest(text: str) -> str:

@@ -15,7 +15,7 @@ from .validation import InputError
 from .volumes import SUFFIXES
 
 __all__ = ["SUFFIXES", "check_folders", "check_names", "existing_folder", "find_volume", "folders_in", "is_volume"]
-__all__ += ["problem_of_name", "scans_in", "single_scan", "stem", "visible"]
+__all__ += ["is_of_results", "problem_of_name", "scans_in", "single_scan", "stem", "visible"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +71,11 @@ def folders_in(root: Path) -> list[Path]:
     Raises:
         InputError: when `root` cannot be read, or a link in it leads nowhere.
     """
-    return [path for path in _reachable(root) if path.is_dir() and not _is_of_results(path)]
+    return [path for path in _reachable(root) if path.is_dir() and not is_of_results(path)]
 
 
-def _is_of_results(folder: Path) -> bool:
+def is_of_results(folder: Path) -> bool:
+    """Whether a folder holds the record of a run and no scan."""
     volumes = [path for path in folder.glob("*") if is_volume(path) and not DERIVED.fullmatch(stem(path))]
     return not volumes and any(folder.glob("run_*_*.json"))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import logging
 import stat
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +25,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from .nrrd import read_nrrd
 
-__all__ = ["SUFFIXES", "LoadVolume", "LoadVolumed", "VolumeError", "apart", "first_cause", "read_volume", "reason"]
-__all__ += ["same_grid", "voxels_of"]
+__all__ = [
+    "SUFFIXES",
+    "LoadVolume",
+    "LoadVolumed",
+    "VolumeError",
+    "apart",
+    "first_cause",
+    "folder_readers",
+    "read_volume",
+]
+__all__ += ["folder_readers", "read_volume", "reason", "same_grid", "voxels_of"]
 
 Affine = NDArray[np.float64]
+
+# Of a reader of MONAI's that is not used, whenever a loader is made where pydicom is installed.
+warnings.filterwarnings("ignore", "NvImgCodec")
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
 SIZES = 0.2, 25.0  # of a voxel in mm; scans of people lie within, and those in other units without
@@ -34,6 +49,8 @@ FARTHEST = 5000.0  # mm from the origin
 FRACTION = 0.05  # of a voxel's shortest edge by which corners may be off; rounding in headers makes half of it
 MOST = 2**31  # voxels
 LONGEST = 500  # characters of a reason
+# What reads the path of a scan that is no file, and returns nothing for other paths: `dicom`, in bundles that have it.
+folder_readers: list[Callable[[Path], Nifti1Image | None]] = []
 
 
 class VolumeError(ValueError):
@@ -44,7 +61,7 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
     """Reads a NIfTI (`.nii`, `.nii.gz`) or NRRD file to its end, so that checksum and length are verified.
 
     Args:
-        path: the file.
+        path: the file; or a series of DICOM as `dicom.find_series` names it, in bundles that have this module.
         dimensions: numbers of axes that a NIfTI file may have; the first three are those of space. NRRD files must have
             these alone.
 
@@ -58,6 +75,11 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
             does not tell size, position and axes of the voxels in the patient: see `_check_grid`.
     """
     file = Path(path)
+    for reader in folder_readers:
+        if (series := reader(file)) is not None:
+            _check_voxels(series.get_data_dtype(), series.shape, dimensions)
+            _check_grid(series.affine, series.shape)
+            return series
     try:
         regular = stat.S_ISREG(file.stat().st_mode)
     except FileNotFoundError as error:

@@ -106,7 +106,8 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
     """
     listed = [case for case in cases if isinstance(case.get("image"), str | Path)]
     problems = list(_shared("name", [(case, case_name(case)) for case in listed]))
-    folders = {os.path.realpath(Path(case["image"]).parent) for case in listed}
+    images = [Path(case["image"]) for case in listed]  # which may be folders of DICOM
+    folders = {os.path.realpath(folder) for image in images for folder in (image, image.parent)}
     for layout in layouts_of(postprocessing):
         files = [(case, layout.of(case)) for case in listed]
         problems += [*_shared("file", [(case, str(file)) for case, file in files]), *_beside(files, folders)]
@@ -185,7 +186,7 @@ def write_volume(
     """
     if values.ndim == 4 and values.shape[-1] == 1:
         values = values[..., 0]
-    same = str(like).lower().endswith((".nii", ".nii.gz"))
+    same = str(like).lower().endswith((".nii", ".nii.gz")) and not Path(str(like)).is_dir()
     image = _nifti_like(nibabel.load(like), values) if same else _nifti(affine, values)
     if slope is not None:
         image.header.set_slope_inter(slope, 0)

@@ -1,0 +1,1 @@
+"""DICOM: masks as DICOM SEG, and series from and to a DICOMweb server."""
