@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 __all__ = ["check_known", "check_options", "names", "require_text", "typed"]
 
 NUMBERS = {int, float, bool, types.NoneType}
+OPTION = re.compile(r"--([A-Za-z][\w-]*)")
 
 
 def check_known(given: Iterable[str], known: Collection[str], *, what: str = "there is no option --{}") -> None:
@@ -45,16 +46,19 @@ def check_options(function: Callable[..., Any], words: Sequence[str]) -> None:
     Raises:
         ValueError: naming the option and the nearest one, or how to give an argument.
     """
-    parameters = inspect.signature(function).parameters.values()
-    options = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-    positional = {each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
-    given = [match[1].replace("-", "_") for word in words if (match := re.match(r"--([A-Za-z][\w-]*)", word))]
-    for name in given:
-        if name in positional:
-            raise ValueError(f"{name.upper()} is given without --{name}; see --help")
-    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+    parameters = list(inspect.signature(function).parameters.values())
+    given = [match[1].replace("-", "_") for match in map(OPTION.match, words) if match]
+    positional = _of_kind(inspect.Parameter.POSITIONAL_OR_KEYWORD, parameters)
+    if name := next(filter(positional.__contains__, given), None):
+        raise ValueError(f"{name.upper()} is given without --{name}; see --help")
+    if not _of_kind(inspect.Parameter.VAR_KEYWORD, parameters):
         switches = {f"no{each.name}" for each in parameters if isinstance(each.default, bool)}
+        options = _of_kind(inspect.Parameter.KEYWORD_ONLY, parameters)
         check_known((name for name in given if name not in {*switches, "help"}), options)
+
+
+def _of_kind(kind: object, parameters: Iterable[inspect.Parameter]) -> set[str]:
+    return {each.name for each in parameters if each.kind is kind}
 
 
 def typed(function: Callable[..., Any]) -> Callable[..., Any]:

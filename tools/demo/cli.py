@@ -97,11 +97,10 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
         SystemExit: a command failed or was interrupted.
     """
     commands = [stage.shown() for stage in plan]
-    earlier: dict[str, Any] = read_json(progress) if progress.is_file() else {}
-    done = earlier.get("finished", [])
-    goes_on = earlier.get("version") == version and commands[: len(done)] == done
-    skip = len(done) if goes_on else 0
-    _set_states_aside([] if goes_on else plan)
+    finished = _finished(progress, commands, version=version)
+    if finished is None:
+        _set_states_aside(plan)
+    skip = finished or 0
     _note(progress, version, commands[:skip])
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
         logger.info("\n[%d/%d] %s\n%s\n", number, len(plan), stage.title, shown)
@@ -118,6 +117,13 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
             raise SystemExit(f"\nStage {number} of {len(plan)} ({stage.title}) {end}:\n{shown}") from None
         logger.info("%s: %s", stage.title, _duration(time.monotonic() - start))
         _note(progress, version, commands[: max(number, skip)])
+
+
+def _finished(progress: Path, commands: Sequence[str], *, version: str) -> int | None:
+    """How many commands an earlier call finished; none where it ran another plan or version, or there was none."""
+    earlier: dict[str, Any] = read_json(progress) if progress.is_file() else {}
+    done = earlier.get("finished", [])
+    return len(done) if earlier.get("version") == version and commands[: len(done)] == done else None
 
 
 def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
