@@ -1,4 +1,4 @@
-"""The picture of hard examples: what masking makes of training slices, and how the networks take it."""
+"""The figure of hard examples: what masking makes of training slices, and how the networks take it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Panels = Mapping[str, Mapping[str, torch.Tensor]]
 def hard_examples(
     network: CooperativeNetwork, image: torch.Tensor, *, label: torch.Tensor, maskings: Mapping[str, LatentMasking]
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Panels of the picture, in groups: the slices themselves, then what each masking makes of them.
+    """Panels of the figure, in groups: the slices themselves, then what each masking makes of them.
 
     The network is put into evaluation mode: nothing depends on which slices are drawn together.
 
