@@ -25,7 +25,7 @@ WIRED = {  # what shows that a workflow asks `check_cases`, for the right files 
     "evaluate": ("NaN", "missing label", "foreign value"),
     "inference": ("garbled", "infinite", "4D"),
 }
-SPOILT = [(bundle, workflow, name) for bundle in NAMES for workflow, names in WIRED.items() for name in names]
+CORRUPTED = [(bundle, workflow, name) for bundle in NAMES for workflow, names in WIRED.items() for name in names]
 REFUSED = [
     pytest.param(bundle, workflow, rule, id=f"{bundle}-{workflow}-{'-'.join(rule['overrides'])}")
     for bundle in NAMES
@@ -69,7 +69,7 @@ def message_of(error: BaseException, bundle: str) -> str:
 
 @pytest.fixture
 def data(bundle: str, phantoms: NamedPath, tmp_path: Path) -> Path:
-    """A copy of the phantoms that may be spoilt."""
+    """A copy of the phantoms that a test may change."""
     return copy(phantoms(bundle), tmp_path / "data")
 
 
@@ -95,9 +95,9 @@ def test_kind(name: str, phantoms: NamedPath, tmp_path: Path) -> None:
     assert any(file in line and rule in line for line in lines)
 
 
-@pytest.mark.parametrize(("bundle", "workflow", "name"), SPOILT)
-def test_spoilt_case(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
-    """One spoilt case in five is named; the others are not."""
+@pytest.mark.parametrize(("bundle", "workflow", "name"), CORRUPTED)
+def test_corrupted_case(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
+    """One corrupted case in five is named; the others are not."""
     split = cases(bundle, data)
     case = split["validation"][0]
     file, rule = {**IMAGE, **PAIR}[name](case)
@@ -221,12 +221,12 @@ def test_state_of_another_run(bundle: str, data: Path, folder: Path) -> None:
     content = torch.load(state, weights_only=True)
     first = next(iter(content["network"]))
     renamed = {f"other.{name}" if name == first else name: value for name, value in content["network"].items()}
-    for spoil, rule in (
+    for corrupt, rule in (
         (lambda: torch.save(content | {"network": renamed}, state), "does not fit this network or optimizer"),
         (lambda: torch.save({"trainer": content["trainer"]}, state), "is of another run, which differs in"),
         (lambda: cut(str(state)), "cannot be read as a file of tensors"),
     ):
-        spoil()
+        corrupt()
         before = state.read_bytes()
         message = refusal(bundle, "train", data=data, folder=folder, max_epochs=2, writes={"eval"})
         assert f"{state}: {rule}" in message

@@ -70,7 +70,7 @@ def make_datalist(
 
     The BraTS patients of `labelled` are divided into training and validation, the same share of every grade. Cases of
     `decathlon` all go to training. Scans are compared by content, because the Decathlon holds patients of BraTS under
-    other names: a copy of a validation case in training would spoil every score, and so would another scan of its
+    other names: a copy of a validation case in training would invalidate every score, and so would another scan of its
     patient, which its name tells.
 
     Args:

@@ -38,7 +38,7 @@ def nifti(folder: Path, voxels: Any = VOXELS, affine: Any = OBLIQUE, *, name: st
     return folder / name
 
 
-def spoilt(path: Path, field: str, value: Any) -> Path:
+def edited(path: Path, field: str, value: Any) -> Path:
     """Replaces a field of a NIfTI header, which nibabel would refuse to write."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     kind, offset = nibabel.Nifti1Header.template_dtype.fields[field]
@@ -77,9 +77,9 @@ def test_flipped_bits(kind: str, tmp_path: Path) -> None:
     start = content.find(b"\n\n") + 2 if "nrrd" in kind else 0
     for _ in range(300):
         bit = rng.randrange(8 * start, 8 * len(content))
-        spoiled = bytearray(content)
-        spoiled[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(spoiled)
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
         try:
             now = read(path)
         except volumes.VolumeError:
@@ -139,7 +139,7 @@ def test_number_of_axes(tmp_path: Path) -> None:
     [(0, 7, VOXELS), (np.nan, 0, VOXELS), (0.5, -1, VOXELS / 2 - 1), (np.inf, 0, None), (1, np.nan, None)],
 )
 def test_scale(slope: float, inter: float, expected: Any, tmp_path: Path) -> None:
-    path = spoilt(spoilt(nifti(tmp_path), "scl_slope", slope), "scl_inter", inter)
+    path = edited(edited(nifti(tmp_path), "scl_slope", slope), "scl_inter", inter)
     if expected is None:
         assert "finite" in refusal(path) or "intercept" in refusal(path)
     else:
@@ -155,7 +155,7 @@ def test_as_monai_reads(tmp_path: Path) -> None:
     image.SetDirection(itk.matrix_from_array(np.array([[0.6, 0, 0.8], [0, -1, 0], [0.8, 0, -0.6]])))
     for compression in (True, False):
         itk.imwrite(image, str(tmp_path / f"{compression}.nrrd"), compression=compression)
-    scaled = spoilt(nifti(tmp_path), "scl_slope", 0.1)
+    scaled = edited(nifti(tmp_path), "scl_slope", 0.1)
     for path in (scaled, *(tmp_path / name for name in ("b.nii", "True.nrrd", "False.nrrd"))):
         found, expected = volumes.LoadVolume(image_only=True)(path), LoadImage(image_only=True)(path)
         np.testing.assert_array_equal(found.numpy(), expected.numpy())
@@ -189,8 +189,8 @@ def test_grid(affine: Any, rule: str | None, tmp_path: Path) -> None:
     """Affines as an sform has them."""
     path = nifti(tmp_path)
     for row, name in zip(affine, ("srow_x", "srow_y", "srow_z"), strict=False):
-        spoilt(path, name, row)
-    spoilt(path, "pixdim", [1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1])
+        edited(path, name, row)
+    edited(path, "pixdim", [1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1])
     if rule is None:
         np.testing.assert_allclose(read(path)[1], affine, atol=1e-5)
     else:
@@ -214,16 +214,16 @@ def test_nifti_header(name: str, tmp_path: Path) -> None:
     changes, rule = FIELDS[name]
     path = nifti(tmp_path)
     for field, value in changes:
-        spoilt(path, field, value)
+        edited(path, field, value)
     assert rule in refusal(path)
 
 
 def test_scale_of_acdc(tmp_path: Path) -> None:
     """Voxels of 1 mm in the sform and the true ones in pixdim are ACDC's; not with axes that turn them."""
-    path = spoilt(nifti(tmp_path, affine=np.diag([-1.0, -1, 1, 1])), "pixdim", [1, 1.5, 1.5, 10, 1, 1, 1, 1])
+    path = edited(nifti(tmp_path, affine=np.diag([-1.0, -1, 1, 1])), "pixdim", [1, 1.5, 1.5, 10, 1, 1, 1, 1])
     np.testing.assert_allclose(read(path)[1], np.diag([-1.5, -1.5, 10, 1]))
-    spoilt(path, "quatern_b", 0.6)
-    spoilt(path, "quatern_d", 0)
+    edited(path, "quatern_b", 0.6)
+    edited(path, "quatern_d", 0)
     assert "a qform that does not go with it" in refusal(path)
 
 
