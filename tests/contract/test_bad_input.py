@@ -37,15 +37,15 @@ REFUSED = [
 def refusal(
     bundle: str, workflow: str, *, data: Path, folder: Path, writes: Collection[str] = (), **overrides: Any
 ) -> str:
-    """Message of the `InputError` with which a workflow ends; asserts that it left nothing but in folders `writes`."""
+    """Message of the `InputError` with which a workflow ends; asserts that it wrote in the folders `writes` alone."""
 
-    def left() -> list[Path]:
+    def present() -> list[Path]:
         return sorted(path for path in folder.rglob("*") if path.relative_to(folder).parts[0] not in writes)
 
-    before = left()
+    before = present()
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         run(bundle, workflow, data=data, folder=folder, **overrides)
-    assert left() == before
+    assert present() == before
     return message_of(caught.value, bundle)
 
 
@@ -75,7 +75,7 @@ def data(bundle: str, phantoms: NamedPath, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> Path:
-    """Where a run finds weights and would leave its results."""
+    """Where a run finds weights and would write its results."""
     copy(tiny_weights(bundle), tmp_path / "run/models")
     return tmp_path / "run"
 

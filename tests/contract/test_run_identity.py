@@ -115,7 +115,7 @@ def test_elsewhere_it_is_the_same_run(trained: tuple[Path, dict[str, Any]], tmp_
 
 
 def test_what_settings_are() -> None:
-    """Overlays differ by what they do to the training, not by where they leave weights; several processes do, too."""
+    """Overlays differ by what they do to the training, not by where they write weights; several processes do, too."""
 
     def settings(*stems: str) -> dict[str, Any]:
         parser = ConfigParser(

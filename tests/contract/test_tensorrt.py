@@ -20,7 +20,7 @@ from tests.support.runs import arguments, copy, run
 
 @pytest.fixture(scope="module")
 def engine(tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
-    """What a card's `trt_export` leaves, of the `tiny` network."""
+    """The output of a card's `trt_export`, of the `tiny` network."""
 
     @cache
     def path(bundle: str) -> Path:

@@ -66,7 +66,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
     shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
-    written.append(leave_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
+    written.append(output_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
     if data is None:
         written.append(
             write_studies(Path(places["held_out"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
@@ -137,7 +137,7 @@ def _set_states_aside(plan: Sequence[Stage]) -> None:
 
 
 def collect(recipe: Recipe, places: Places) -> list[dict[str, str]]:
-    """Reads what the evaluation left, a row per case; of every variant, with its name in the column `method`."""
+    """Reads the scores of the evaluation, a row per case; of every variant, with its name in the column `method`."""
     if "compare" not in recipe:
         return read_metrics(Path(recipe["metrics"].format(**places)))
     files = {name: Path(recipe["metrics"].format(variant=name, **places)) for name in recipe["compare"]}
@@ -177,7 +177,7 @@ def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) 
     return [output / "metrics.csv", overview(cases, output / "overview.png", title=title), *figures]
 
 
-def leave_bundle(
+def output_bundle(
     folder: Path, recipe: Recipe, *, scenario: Mapping[str, Any], places: Places, overrides: Mapping[str, Any]
 ) -> Path:
     """Writes the trained bundle, with the settings of the stages that the recipe names; returns its folder."""

@@ -1,4 +1,4 @@
-"""What a demo leaves for further use: the bundle as it was trained, and its phantoms as a study folder."""
+"""Outputs of a demo for further use: the bundle as it was trained, and its phantoms as a study folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
 def write_bundle(
     folder: Path, target: Path, *, models: Path, overlays: Sequence[str], settings: Mapping[str, Settings]
 ) -> Path:
-    """Writes a copy of a bundle whose configs have the settings of a demo, with the weights that it left.
+    """Writes a copy of a bundle whose configs have the settings of a demo, with the weights that it trained.
 
     The copy needs no option to segment as the demo did: MONAI Label serves it, `tools registry build` releases it.
 

@@ -88,7 +88,7 @@ def _kind(github: str | None, tag: str | None, hub: str | None) -> str:
 
 
 def _check_versions(registry: str, releases: Sequence[Release], *, one_each: bool) -> None:
-    """Refuses bundles that a demo left, and for a GitHub release two versions of one bundle."""
+    """Refuses bundles that a demo trained, and for a GitHub release two versions of one bundle."""
     if demos := [release.name for release in releases if release.version == DEMO_VERSION]:
         raise ValueError(
             f"{registry}: {', '.join(demos)} in version {DEMO_VERSION} was trained by a demo, it is no release"

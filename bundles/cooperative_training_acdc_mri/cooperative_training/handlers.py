@@ -1,4 +1,4 @@
-"""The table of scores per structure and test set that an evaluation leaves behind."""
+"""The table of scores per structure and test set that an evaluation writes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ THINKING = {"fast": 0, "slow": 1}  # passes through the slow-thinking network
 
 
 class Step(NamedTuple):
-    """A command, and the file that it leaves when it has ended well."""
+    """A command, and the file that it writes when it has ended well."""
 
     command: list[str]
     product: Path
