@@ -88,7 +88,7 @@ def test_real_ct_gets_a_mask_on_its_grid(real_data: Path, tiny_weights: NamedPat
 
 @pytest.mark.nightly
 def test_members_ensemble_and_student_on_acdc(real_data: Path, tmp_path: Path) -> None:
-    """Minutes of training find the heart of an unseen patient; soft labels lie on the grids of different scans."""
+    """Minutes of training find the heart of a held-out patient; soft labels lie on the grids of different scans."""
     split = tmp_path / "split.json"
     cases = {
         "training": ["patient001", "patient021", "patient041", "patient061"],
