@@ -117,7 +117,7 @@ def draw_hard_examples(
 
     Args:
         network: a trained network.
-        dataset: items with `twin_image` and `twin_label`, `(1, H, W)`.
+        dataset: items with `clean_image` and `clean_label`, `(1, H, W)`.
         maskings: see `hard_examples`.
         slices: how many.
         path: PNG to write.
@@ -130,6 +130,6 @@ def draw_hard_examples(
         raise InputError([("", "slices", f"must be 1 to {len(dataset)}, the number of training slices, got {slices}")])
     places = ((np.arange(slices) + 0.5) * len(dataset) / slices).astype(int)
     items = [dataset[place] for place in places.tolist()]
-    image, label = (torch.stack([item[key] for item in items]).to(device) for key in ("twin_image", "twin_label"))
+    image, label = (torch.stack([item[key] for item in items]).to(device) for key in ("clean_image", "clean_label"))
     draw(hard_examples(network, image, label=label, maskings=maskings), path)
     logger.info("Hard examples of %d slices: %s", slices, path)

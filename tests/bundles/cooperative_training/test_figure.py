@@ -31,7 +31,7 @@ class Slices:
     def __getitem__(self, index: Any) -> Any:
         self.asked.append(index)
         image = torch.linspace(0, 0.5, 32).expand(1, 32, 32) + index / 10
-        return {"twin_image": image, "twin_label": (image > 0.4).byte() * 3}
+        return {"clean_image": image, "clean_label": (image > 0.4).byte() * 3}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def network() -> CooperativeNetwork:
 
 def stacks(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     items = [Slices(9)[index] for index in range(count)]
-    image, label = (torch.stack([item[key] for item in items]) for key in ("twin_image", "twin_label"))
+    image, label = (torch.stack([item[key] for item in items]) for key in ("clean_image", "clean_label"))
     return image, label
 
 

@@ -31,7 +31,7 @@ def test_copy_in_the_decathlon_is_refused_by_both_names(data: Data) -> None:
 
 
 def test_copies_are_dropped(data: Data, caplog: pytest.LogCaptureFixture) -> None:
-    """B4 validates, B5 trains; B0 and its twin in the same folder train both; 200 is in the Decathlon too."""
+    """B4 validates, B5 trains; B0 and its copy in the same folder train both; 200 is in the Decathlon too."""
     data.decathlon("BRATS_102", patient(4))
     data.decathlon("BRATS_103", patient(200))
     stack(data.root / "imagesTs/BRATS_202.nii.gz", patient(5))
