@@ -220,7 +220,7 @@ def test_command_again(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """That of a finished run changes no file, with another setting it is refused, and anew it keeps all weights."""
+    """That of a finished run changes no file, with another setting it is invalid, and restarted keeps all weights."""
     models = copy(tiny_weights(bundle), tmp_path / "models")
     given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 1}
     run(bundle, stage, seed=1, **given)

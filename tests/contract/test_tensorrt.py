@@ -1,4 +1,4 @@
-"""The overlay for TensorRT engines, with TorchScript that takes one shape in their place, as no GPU is at hand."""
+"""The overlay for TensorRT engines, with TorchScript that takes one shape in their place, as no GPU is available."""
 
 from __future__ import annotations
 

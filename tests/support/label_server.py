@@ -53,7 +53,7 @@ def beside(bundle: str, name: str, sequence: str) -> str:
 
 
 def needed(present: object, what: str) -> None:
-    """Skips a test for want of something on this machine, or fails it where LABEL_REQUIRED says that all must run."""
+    """Skips a test where this machine lacks something, or fails it where LABEL_REQUIRED says that all must run."""
     if not present:
         end = pytest.fail if os.environ.get("LABEL_REQUIRED") else pytest.skip
         end(f"needs {what}")

@@ -21,7 +21,7 @@ def for_the_second_time(scene: Scene) -> None:
 
 
 def unchecked_training(scene: Scene) -> None:
-    """The same before a training that starts anew."""
+    """The same before a training that starts again."""
     unchecked(scene)
     scene.options["restart"] = True
 
