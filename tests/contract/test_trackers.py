@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import NAMES, NamedPath, each_bundle, package, recipe
+from tests.support.distributed import LAUNCH, finished
 from tests.support.runs import arguments, command_line, copy, each_stage, run
 from tests.support.trajectories import EPOCHS, Trajectory, store
-from tests.support.two_processes import LAUNCH, finished
 from tools.data.phantoms import phantoms as make_phantoms
 
 Curves = dict[str, list[tuple[int, float]]]

@@ -25,8 +25,8 @@ from monai.bundle import ConfigParser
 from SimpleITK import ReadImage, WriteImage
 
 from tests.conftest import NAMES, random_weights, recipe, small
+from tests.support.distributed import free_port
 from tests.support.runs import run
-from tests.support.two_processes import free_port
 from tools import REPO
 from tools.data.phantoms import phantoms as make_phantoms
 from tools.label import ENVIRONMENT, LEFT_OUT

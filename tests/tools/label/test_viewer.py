@@ -22,6 +22,7 @@ from skimage.io import imread
 
 from tests.conftest import NAMES, recipe
 from tests.support.browser import chromium
+from tests.support.distributed import free_port
 from tests.support.label_server import (
     LabelServer,
     ask,
@@ -33,7 +34,6 @@ from tests.support.label_server import (
     voxels,
     wait_until_answering,
 )
-from tests.support.two_processes import free_port
 from tools.data.phantoms import phantoms as make_phantoms
 
 pytestmark = [pytest.mark.label, pytest.mark.nightly]
