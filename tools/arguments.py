@@ -17,7 +17,7 @@ OPTION = re.compile(r"--([A-Za-z][\w-]*)")
 
 
 def check_known(given: Iterable[str], known: Collection[str], *, what: str = "there is no option --{}") -> None:
-    """Refuses a name that there is not.
+    """Rejects a name that there is not.
 
     Args:
         given: names, for example of options.
@@ -35,7 +35,7 @@ def check_known(given: Iterable[str], known: Collection[str], *, what: str = "th
 
 
 def check_options(function: Callable[..., Any], words: Sequence[str]) -> None:
-    """Refuses options that a verb does not have, before it runs: python-fire finds them afterwards.
+    """Rejects options that a verb does not have, before it runs: python-fire finds them afterwards.
 
     A verb's positional arguments are no options. What a verb takes beyond its own options it checks itself.
 
@@ -90,7 +90,7 @@ def _number(name: str, value: Any, kinds: set[Any]) -> Any:
 
 
 def require_text(**arguments: object) -> None:
-    """Refuses what was meant as text and came as something else: python-fire reads `1.0` as a number.
+    """Rejects what was meant as text and came as something else: python-fire reads `1.0` as a number.
 
     Raises:
         ValueError: an argument is neither text nor absent; the message says how to write it.

@@ -86,9 +86,9 @@ def test_overlay_names_what_is_missing(
     """Before any scan is read."""
     copy(tiny_weights(bundle), tmp_path / "models")
     for reason in ("import torch_tensorrt (No module named", f"{tmp_path / 'models/model_trt.ts'} does not exist"):
-        with pytest.raises(RuntimeError) as refused:
+        with pytest.raises(RuntimeError) as rejected:
             segment(bundle, "inference_trt", data=phantoms(bundle), folder=tmp_path)
-        assert reason in "".join(format_exception(refused.value))
+        assert reason in "".join(format_exception(rejected.value))
         monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt"))
     assert "Checking" not in capfd.readouterr().err
     assert not (tmp_path / "eval").exists()

@@ -216,8 +216,8 @@ class LabelServer:
             time.sleep(0.3)
         return dict(status)
 
-    def refusal(self, bundle: str, image: str) -> str:
-        """What the client is told about a request that is refused."""
+    def rejection(self, bundle: str, image: str) -> str:
+        """What the client is told about a request that is rejected."""
         with pytest.raises(self.api.MONAILabelClientException) as caught:
             self.client.infer(bundle, image, {})
         return str(caught.value.msg)

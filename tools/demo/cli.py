@@ -86,7 +86,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
-    A plan that starts again sets states in its folders of weights aside: they would end or refuse its trainings.
+    A plan that starts again sets states in its folders of weights aside: they would end or reject its trainings.
 
     Args:
         plan: what to run.

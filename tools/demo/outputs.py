@@ -24,7 +24,7 @@ Settings = Mapping[str, Any]
 
 
 def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Settings], others: Sequence[Any]) -> None:
-    """Refuses names of settings that no stage of a bundle's demo has.
+    """Rejects names of settings that no stage of a bundle's demo has.
 
     Args:
         names: of the settings.

@@ -1,4 +1,4 @@
-"""Which run a training state is of, by settings and cases: another one is refused, a finished one is left alone."""
+"""Which run a training state is of, by settings and cases: another one is rejected, a finished one is left alone."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ class RunIdentity:
             raise InputError([("", f"the split {SPLITS[1]!r}", rule)])
 
     def _compare(self, state: dict[str, Any], files: dict[str, str], *, workflow: ConfigWorkflow | None) -> None:
-        """Goes on with a state, refuses it or starts again; `files` that are gone become those of the state."""
+        """Goes on with a state, rejects it or starts again; `files` that are gone become those of the state."""
         files |= _gone(state, files)
         found = differences(state.get("run"), self.fingerprint or {})
         epoch = 0 if found else state["trainer"]["iteration"] // state["trainer"]["epoch_length"]

@@ -199,7 +199,7 @@ def _duplicate(first: Scan, second: Scan, similarity: float) -> Problem:
 def _settle(
     problems: Sequence[Problem], scans: Sequence[Scan], excluded: set[str], *, later: set[int], refuse: bool
 ) -> None:
-    """Refuses problems or logs what is left out for them; of those that stay no two may have one name."""
+    """Raises problems or logs what is left out for them; of those that stay no two may have one name."""
     if refuse and problems:
         advice = "--duplicates drop leaves out the scan named first in each line; or name it in a file for --exclude."
         raise ValueError(f"{InputError([*problems, *_names_twice(scans, excluded)])}\n{advice}")

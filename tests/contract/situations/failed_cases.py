@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.conftest import NAMES
-from tests.contract.situations import Failed, Refused, Scene, Situation
+from tests.contract.situations import Failed, Invalid, Scene, Situation
 from tests.support.corruption import cut
 from tests.support.runs import copy, run
 
@@ -39,7 +39,7 @@ SITUATIONS = [
     Situation(
         "a scan to validate on breaks after the checks",
         unchecked_training,
-        Refused(["case {case}: "]),
+        Invalid(["case {case}: "]),
         bundles=[NAMES[0], NAMES[2]],
         commands=["train"],
     ),

@@ -39,7 +39,7 @@ def nifti(folder: Path, voxels: Any = VOXELS, affine: Any = OBLIQUE, *, name: st
 
 
 def edited(path: Path, field: str, value: Any) -> Path:
-    """Replaces a field of a NIfTI header, which nibabel would refuse to write."""
+    """Replaces a field of a NIfTI header, which nibabel would not write."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     kind, offset = nibabel.Nifti1Header.template_dtype.fields[field]
     content[offset : offset + kind.itemsize] = np.asarray(value, kind.base).tobytes()
@@ -53,7 +53,7 @@ def nrrd(folder: Path, *, data: bytes | None = None, header: str = HEADER) -> Pa
     return path
 
 
-def refusal(path: Path, **options: Any) -> str:
+def rejection(path: Path, **options: Any) -> str:
     with pytest.raises(volumes.VolumeError) as caught:
         volumes.read_volume(path, **options)
     return str(caught.value)
@@ -99,18 +99,18 @@ def test_other_lengths(name: str, length: int, tmp_path: Path) -> None:
     content = gzip.decompress(content) if name.endswith(".gz") else content
     content = content[:length] if length < 0 else content + b"\0"
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert "cannot be read" in refusal(path)
+    assert "cannot be read" in rejection(path)
 
 
 def test_members_of_a_gzip_file(tmp_path: Path) -> None:
-    """Several members are one stream, as programs write that compress in parallel; what is no member is refused."""
+    """Several members are one stream, as programs write that compress in parallel; what is no member is rejected."""
     path = nifti(tmp_path)
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]) + gzip.compress(b""))
     np.testing.assert_array_equal(read(path)[0], VOXELS)
     for more in (b"garbage", gzip.compress(b"more"), gzip.compress(content)):
         path.write_bytes(gzip.compress(content) + more)
-        assert "cannot be read" in refusal(path)
+        assert "cannot be read" in rejection(path)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -118,20 +118,20 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder.nii.gz").mkdir()
     (tmp_path / "device.nrrd").symlink_to("/dev/zero")
     for name in ("pipe.nii", "folder.nii.gz", "device.nrrd"):
-        assert refusal(tmp_path / name) == "is no regular file"
-    assert refusal(tmp_path / "nothing.nii") == "is missing"
+        assert rejection(tmp_path / name) == "is no regular file"
+    assert rejection(tmp_path / "nothing.nii") == "is missing"
     (tmp_path / "a.mha").touch()
-    assert refusal(tmp_path / "a.mha") == "must be one of .nii.gz, .nii, .nrrd"
+    assert rejection(tmp_path / "a.mha") == "must be one of .nii.gz, .nii, .nrrd"
 
 
 @pytest.mark.parametrize("kind", ["complex64", [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_what_is_no_number(kind: Any, tmp_path: Path) -> None:
-    assert "must hold one real number for each voxel" in refusal(nifti(tmp_path, np.zeros((4, 5, 6), kind)))
+    assert "must hold one real number for each voxel" in rejection(nifti(tmp_path, np.zeros((4, 5, 6), kind)))
 
 
 def test_number_of_axes(tmp_path: Path) -> None:
-    assert "must be a 3D or 4D volume" in refusal(nifti(tmp_path, np.zeros((4, 5, 6, 1, 2))))
-    assert "must be a 3D volume" in refusal(nifti(tmp_path, np.zeros((4, 5, 6, 2))), dimensions=[3])
+    assert "must be a 3D or 4D volume" in rejection(nifti(tmp_path, np.zeros((4, 5, 6, 1, 2))))
+    assert "must be a 3D volume" in rejection(nifti(tmp_path, np.zeros((4, 5, 6, 2))), dimensions=[3])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_number_of_axes(tmp_path: Path) -> None:
 def test_scale(slope: float, inter: float, expected: Any, tmp_path: Path) -> None:
     path = edited(edited(nifti(tmp_path), "scl_slope", slope), "scl_inter", inter)
     if expected is None:
-        assert "finite" in refusal(path) or "intercept" in refusal(path)
+        assert "finite" in rejection(path) or "intercept" in rejection(path)
     else:
         np.testing.assert_array_equal(read(path)[0], expected)
 
@@ -194,7 +194,7 @@ def test_grid(affine: Any, rule: str | None, tmp_path: Path) -> None:
     if rule is None:
         np.testing.assert_allclose(read(path)[1], affine, atol=1e-5)
     else:
-        assert rule in refusal(path)
+        assert rule in rejection(path)
 
 
 FIELDS: dict[str, tuple[list[tuple[str, Any]], str]] = {
@@ -215,7 +215,7 @@ def test_nifti_header(name: str, tmp_path: Path) -> None:
     path = nifti(tmp_path)
     for field, value in changes:
         edited(path, field, value)
-    assert rule in refusal(path)
+    assert rule in rejection(path)
 
 
 def test_scale_of_acdc(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_scale_of_acdc(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(path)[1], np.diag([-1.5, -1.5, 10, 1]))
     edited(path, "quatern_b", 0.6)
     edited(path, "quatern_d", 0)
-    assert "a qform that does not go with it" in refusal(path)
+    assert "a qform that does not go with it" in rejection(path)
 
 
 def changed(old: str, new: str) -> Callable[[Path], Path]:
@@ -258,7 +258,7 @@ NRRD: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize("name", NRRD)
 def test_nrrd_header(name: str, tmp_path: Path) -> None:
     make, rule = NRRD[name]
-    assert rule in refusal(make(tmp_path))
+    assert rule in rejection(make(tmp_path))
 
 
 @pytest.mark.parametrize(("space", "signs"), [("LPS", (-1, -1, 1)), ("right-anterior-superior", (1, 1, 1))])

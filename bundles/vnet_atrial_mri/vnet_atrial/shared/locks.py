@@ -42,7 +42,7 @@ def hold(paths: Iterable[str | Path]) -> None:
             written; every process raises it.
     """
     places = [Path(path).absolute() for path in paths]
-    problem = _refusal(places) if idist.get_rank() == 0 else ""
+    problem = _rejection(places) if idist.get_rank() == 0 else ""
     if idist.get_world_size() > 1:
         problem = next((text for (text,) in idist.all_gather((problem,)) if text), "")
     if problem:
@@ -78,7 +78,7 @@ def _lock_file(place: Path) -> Path:
     return place.with_name(f".{place.name}.lock")
 
 
-def _refusal(paths: Iterable[Path]) -> str:
+def _rejection(paths: Iterable[Path]) -> str:
     """Locks files; returns a file and a rule where that is not possible."""
     taken: list[Path] = []
     for path in paths:
