@@ -172,7 +172,7 @@ def test_a_demo_that_died_while_it_drew_goes_on_with_that(tmp_path: Path, monkey
         "stages": lambda *args, **options: plan,
         "collect": lambda *args: [{"case": "a", "dice": "1"}],
         "write_results": draw,
-        "leave_bundle": lambda *args, **options: tmp_path,
+        "output_bundle": lambda *args, **options: tmp_path,
     }
     for name, stub in stubs.items():
         monkeypatch.setattr(f"tools.demo.cli.{name}", stub)
