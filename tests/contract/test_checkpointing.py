@@ -193,15 +193,15 @@ def test_best_model_resumed(name: str, tmp_path: Path) -> None:
     first = resume.BestModel(network, str(path))
     first.attach(engine)
 
-    def leave(number: float) -> None:
+    def set_weight(number: float) -> None:
         nn.init.constant_(network.weight, number)
 
-    leave(0)
+    set_weight(0)
     engine.run([0])
     if lies is None:
         path.unlink()
     else:
-        leave(lies)
+        set_weight(lies)
         resume.save_atomically(network.state_dict(), path)
     second = resume.BestModel(network, str(path))
     second.load_state_dict(first.state_dict())
@@ -209,7 +209,7 @@ def test_best_model_resumed(name: str, tmp_path: Path) -> None:
     second.attach(engine)
     saved = []
     for number in (1, 2):
-        leave(number)
+        set_weight(number)
         engine.run([0])
         saved.append(float(load(path)["weight"]))
     assert saved == after

@@ -88,7 +88,7 @@ def _publish(api: HfApi, repo: str, *, version: str, files: Files) -> None:
 
 
 def _commit(api: HfApi, repo: str, *, version: str, files: Files, exists: bool) -> str:
-    """Makes the version's commit, which leaves no other files, and its tag; returns the commit."""
+    """Makes the version's commit, which has no other files, and its tag; returns the commit."""
     held = set(api.list_repo_files(repo)) - OWN_FILES if exists else set()
     gone = [CommitOperationDelete(path) for path in sorted(held - files.keys())]
     added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]

@@ -1,4 +1,4 @@
-"""Locks on the files that a training writes: two at once would leave weights and a state of both."""
+"""Locks on the files that a training writes: two at once would write weights and a state of both."""
 
 from __future__ import annotations
 

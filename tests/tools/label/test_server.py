@@ -109,7 +109,7 @@ def corrected(bundle: str, server: LabelServer) -> Iterator[list[str]]:
 def test_corrected_labels_train_the_next_mask(
     bundle: str, server: LabelServer, corrected: list[str], tmp_path: Path
 ) -> None:
-    """Labels arrive as drawn; an epoch on them leaves new weights, used next, and the old ones beside them."""
+    """Labels arrive as drawn; an epoch on them writes new weights, used next, and the old ones beside them."""
     stored = Path(server.studies) / "labels/final" / f"{corrected[0]}.nii.gz"
     np.testing.assert_array_equal(
         voxels(nibabel.load(stored)), voxels(nibabel.load(server.folder / "labels" / stored.name))

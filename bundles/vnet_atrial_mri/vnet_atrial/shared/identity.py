@@ -185,7 +185,7 @@ class RunIdentity:
     """Tells whether the state in a file is of this run, before anything else is done.
 
     `check` is a step of a training's list. Who runs the trainer without that list, as MONAI's `MonaiAlgo` does in each
-    round of federated learning, has no identity, and the trainer neither reads nor leaves a state.
+    round of federated learning, has no identity, and the trainer neither reads nor writes a state.
 
     Args:
         state_file: where `TrainingState` keeps the state.
