@@ -13,10 +13,11 @@ from typing import Any, get_args, get_type_hints
 __all__ = ["check_known", "check_options", "names", "require_text", "typed"]
 
 NUMBERS = {int, float, bool, types.NoneType}
+OPTION = re.compile(r"--([A-Za-z][\w-]*)")
 
 
 def check_known(given: Iterable[str], known: Collection[str], *, what: str = "there is no option --{}") -> None:
-    """Refuses a name that there is not.
+    """Rejects a name that there is not.
 
     Args:
         given: names, for example of options.
@@ -34,7 +35,7 @@ def check_known(given: Iterable[str], known: Collection[str], *, what: str = "th
 
 
 def check_options(function: Callable[..., Any], words: Sequence[str]) -> None:
-    """Refuses options that a verb does not have, before it runs: python-fire finds them afterwards.
+    """Rejects options that a verb does not have, before it runs: python-fire finds them afterwards.
 
     A verb's positional arguments are no options. What a verb takes beyond its own options it checks itself.
 
@@ -45,16 +46,19 @@ def check_options(function: Callable[..., Any], words: Sequence[str]) -> None:
     Raises:
         ValueError: naming the option and the nearest one, or how to give an argument.
     """
-    parameters = inspect.signature(function).parameters.values()
-    options = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
-    positional = {each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD}
-    given = [match[1].replace("-", "_") for word in words if (match := re.match(r"--([A-Za-z][\w-]*)", word))]
-    for name in given:
-        if name in positional:
-            raise ValueError(f"{name.upper()} is given without --{name}; see --help")
-    if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+    parameters = list(inspect.signature(function).parameters.values())
+    given = [match[1].replace("-", "_") for match in map(OPTION.match, words) if match]
+    positional = _of_kind(inspect.Parameter.POSITIONAL_OR_KEYWORD, parameters)
+    if name := next(filter(positional.__contains__, given), None):
+        raise ValueError(f"{name.upper()} is given without --{name}; see --help")
+    if not _of_kind(inspect.Parameter.VAR_KEYWORD, parameters):
         switches = {f"no{each.name}" for each in parameters if isinstance(each.default, bool)}
+        options = _of_kind(inspect.Parameter.KEYWORD_ONLY, parameters)
         check_known((name for name in given if name not in {*switches, "help"}), options)
+
+
+def _of_kind(kind: object, parameters: Iterable[inspect.Parameter]) -> set[str]:
+    return {each.name for each in parameters if each.kind is kind}
 
 
 def typed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,7 +90,7 @@ def _number(name: str, value: Any, kinds: set[Any]) -> Any:
 
 
 def require_text(**arguments: object) -> None:
-    """Refuses what was meant as text and came as something else: python-fire reads `1.0` as a number.
+    """Rejects what was meant as text and came as something else: python-fire reads `1.0` as a number.
 
     Raises:
         ValueError: an argument is neither text nor absent; the message says how to write it.

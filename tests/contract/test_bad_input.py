@@ -25,31 +25,31 @@ WIRED = {  # what shows that a workflow asks `check_cases`, for the right files 
     "evaluate": ("NaN", "missing label", "foreign value"),
     "inference": ("garbled", "infinite", "4D"),
 }
-SPOILT = [(bundle, workflow, name) for bundle in NAMES for workflow, names in WIRED.items() for name in names]
-REFUSED = [
+CORRUPTED = [(bundle, workflow, name) for bundle in NAMES for workflow, names in WIRED.items() for name in names]
+INVALID = [
     pytest.param(bundle, workflow, rule, id=f"{bundle}-{workflow}-{'-'.join(rule['overrides'])}")
     for bundle in NAMES
-    for rule in recipe(bundle)["refused"]
+    for rule in recipe(bundle)["invalid"]
     for workflow in rule["workflows"]
 ]
 
 
-def refusal(
+def rejection(
     bundle: str, workflow: str, *, data: Path, folder: Path, writes: Collection[str] = (), **overrides: Any
 ) -> str:
-    """Message of the `InputError` with which a workflow ends; asserts that it left nothing but in folders `writes`."""
+    """Message of the `InputError` with which a workflow ends; asserts that it wrote in the folders `writes` alone."""
 
-    def left() -> list[Path]:
+    def present() -> list[Path]:
         return sorted(path for path in folder.rglob("*") if path.relative_to(folder).parts[0] not in writes)
 
-    before = left()
+    before = present()
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         run(bundle, workflow, data=data, folder=folder, **overrides)
-    assert left() == before
+    assert present() == before
     return message_of(caught.value, bundle)
 
 
-def parsing_refusal(bundle: str, workflow: str, item: str, **overrides: Any) -> str:
+def parsing_rejection(bundle: str, workflow: str, item: str, **overrides: Any) -> str:
     """Message of the `InputError` with which an item of a workflow's config cannot be made."""
     parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, workflow)))
     parser.update(overrides)
@@ -69,13 +69,13 @@ def message_of(error: BaseException, bundle: str) -> str:
 
 @pytest.fixture
 def data(bundle: str, phantoms: NamedPath, tmp_path: Path) -> Path:
-    """A copy of the phantoms that may be spoilt."""
+    """A copy of the phantoms that a test may change."""
     return copy(phantoms(bundle), tmp_path / "data")
 
 
 @pytest.fixture
 def folder(bundle: str, tiny_weights: NamedPath, tmp_path: Path) -> Path:
-    """Where a run finds weights and would leave its results."""
+    """Where a run finds weights and would write its results."""
     copy(tiny_weights(bundle), tmp_path / "run/models")
     return tmp_path / "run"
 
@@ -95,30 +95,30 @@ def test_kind(name: str, phantoms: NamedPath, tmp_path: Path) -> None:
     assert any(file in line and rule in line for line in lines)
 
 
-@pytest.mark.parametrize(("bundle", "workflow", "name"), SPOILT)
-def test_spoilt_case(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
-    """One spoilt case in five is named; the others are not."""
+@pytest.mark.parametrize(("bundle", "workflow", "name"), CORRUPTED)
+def test_corrupted_case(bundle: str, workflow: str, name: str, data: Path, folder: Path) -> None:
+    """One corrupted case in five is named; the others are not."""
     split = cases(bundle, data)
     case = split["validation"][0]
     file, rule = {**IMAGE, **PAIR}[name](case)
     rule = rule.replace("image", recipe(bundle).get("image", "image"))
-    message = refusal(bundle, workflow, data=data, folder=folder)
+    message = rejection(bundle, workflow, data=data, folder=folder)
     assert any(all(part in line for part in (case["case"], file, rule)) for line in message.splitlines())
     assert not any(other["case"] in message for other in split["training"])
 
 
 @each_bundle
 def test_empty_label(bundle: str, data: Path) -> None:
-    """A training refuses a label map without any structure, unless scans without are among the bundle's cases."""
+    """A training rejects a label map without any structure, unless scans without are among the bundle's cases."""
     case = cases(bundle, data)["training"][0]
     file, rule = PAIR["empty label"](case)
     given = small(bundle, "train") | {"dataset_dir": str(data)}
-    if "empty label" in recipe(bundle).get("legal", []):
+    if "empty label" in recipe(bundle).get("allowed", []):
         parser = ConfigParser(ConfigParser.load_config_files(config_files(bundle, "train")))
         parser.update(given)
         assert parser.get_parsed_content("check_cases") is None
     else:
-        (line,) = parsing_refusal(bundle, "train", "check_cases", **given).splitlines()[1:]
+        (line,) = parsing_rejection(bundle, "train", "check_cases", **given).splitlines()[1:]
         assert line.startswith(f"  case {case['case']}: {file}: {rule}")
 
 
@@ -126,7 +126,7 @@ def test_empty_label(bundle: str, data: Path) -> None:
 def test_all_problems_at_once(bundle: str, data: Path, folder: Path) -> None:
     split = cases(bundle, data)
     files = [remove(case["label"]) for case in split["training"]]
-    message = refusal(bundle, "train", data=data, folder=folder)
+    message = rejection(bundle, "train", data=data, folder=folder)
     assert all(file in message for file in files)
     assert f"{len(files)} problem(s)" in message
 
@@ -135,7 +135,7 @@ def test_all_problems_at_once(bundle: str, data: Path, folder: Path) -> None:
 def test_case_in_both_data_lists(bundle: str, data: Path, folder: Path) -> None:
     split = cases(bundle, data)
     twice: dict[str, Any] = {"validate#dataset#data": [*split["validation"], split["training"][0]]}
-    message = refusal(bundle, "train", data=data, folder=folder, **twice)
+    message = rejection(bundle, "train", data=data, folder=folder, **twice)
     assert f"case {split['training'][0]['case']}: {split['training'][0]['image']}: is in two splits" in message
 
 
@@ -165,7 +165,7 @@ def test_split_file(bundle: str, name: str, phantoms: NamedPath, tmp_path: Path)
     names = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
     if name != "absent":
         file.write_text(write(names))
-    message = parsing_refusal(bundle, "train", "cases", dataset_dir=str(data), split_file=str(file))
+    message = parsing_rejection(bundle, "train", "cases", dataset_dir=str(data), split_file=str(file))
     assert rule in message
     assert str(file) in message or name == "unknown"
 
@@ -175,7 +175,7 @@ def test_empty_split(bundle: str, data: Path, folder: Path, tmp_path: Path) -> N
     names = sorted(entry.name for entry in data.iterdir() if entry.is_dir())
     file = tmp_path / "split.json"
     file.write_text(json.dumps({"training": names, "validation": []}))
-    assert "holds no case" in refusal(bundle, "train", data=data, folder=folder, split_file=str(file))
+    assert "holds no case" in rejection(bundle, "train", data=data, folder=folder, split_file=str(file))
 
 
 @pytest.mark.parametrize(("workflow", "exists"), [("train", True), ("inference", True), ("inference", False)])
@@ -185,7 +185,7 @@ def test_dataset_dir(bundle: str, workflow: str, exists: bool, folder: Path, tmp
     target = tmp_path / "nowhere"
     if exists:
         target.mkdir()
-    message = refusal(bundle, workflow, data=target, folder=folder)
+    message = rejection(bundle, workflow, data=target, folder=folder)
     assert str(target) in message
     assert ("does not exist" in message) != exists
 
@@ -199,36 +199,36 @@ def test_weights(bundle: str, workflow: str, data: Path, folder: Path) -> None:
         path, asked_for = folder / "models" / file, source.get("asked_for", {})
         good = path.read_bytes()
         path.unlink()
-        message = refusal(bundle, workflow, data=data, folder=folder, **asked_for)
+        message = rejection(bundle, workflow, data=data, folder=folder, **asked_for)
         assert f"{path}: there are no such weights" in message
         torch.save({"weight": torch.zeros(1)}, path)
-        assert f"{path}: does not fit the chosen" in refusal(bundle, workflow, data=data, folder=folder)
+        assert f"{path}: does not fit the chosen" in rejection(bundle, workflow, data=data, folder=folder)
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize(("bundle", "workflow", "rule"), REFUSED)
+@pytest.mark.parametrize(("bundle", "workflow", "rule"), INVALID)
 def test_setting(bundle: str, workflow: str, rule: dict[str, Any], data: Path, folder: Path) -> None:
-    """A setting that cannot be right is refused, and the message says which and why."""
-    found = refusal(bundle, workflow, data=data, folder=folder, writes=rule.get("writes", ()), **rule["overrides"])
+    """A setting that cannot be right is rejected, and the message says which and why."""
+    found = rejection(bundle, workflow, data=data, folder=folder, writes=rule.get("writes", ()), **rule["overrides"])
     assert rule["message"] in found
 
 
 @each_bundle
 def test_state_of_another_run(bundle: str, data: Path, folder: Path) -> None:
-    """A state file that is no state of this run is refused, not used in part and not overwritten."""
+    """A state file that is no state of this run is rejected, not used in part and not overwritten."""
     state = folder / "models/training_state.pt"
     run(bundle, "train", data=data, folder=folder, max_epochs=1)
     content = torch.load(state, weights_only=True)
     first = next(iter(content["network"]))
     renamed = {f"other.{name}" if name == first else name: value for name, value in content["network"].items()}
-    for spoil, rule in (
+    for corrupt, rule in (
         (lambda: torch.save(content | {"network": renamed}, state), "does not fit this network or optimizer"),
         (lambda: torch.save({"trainer": content["trainer"]}, state), "is of another run, which differs in"),
         (lambda: cut(str(state)), "cannot be read as a file of tensors"),
     ):
-        spoil()
+        corrupt()
         before = state.read_bytes()
-        message = refusal(bundle, "train", data=data, folder=folder, max_epochs=2, writes={"eval"})
+        message = rejection(bundle, "train", data=data, folder=folder, max_epochs=2, writes={"eval"})
         assert f"{state}: {rule}" in message
         assert state.read_bytes() == before
 

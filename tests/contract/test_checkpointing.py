@@ -20,7 +20,7 @@ from tests.support.runs import arguments, copy, each_stage, load, network_of, ru
 from tests.support.trajectories import EPOCHS, SETTINGS, Trajectory
 from tools import REPO
 
-resume = importlib.import_module(f"{package(NAMES[0])}.shared.checkpointing")  # identical in every bundle
+checkpointing = importlib.import_module(f"{package(NAMES[0])}.shared.checkpointing")  # identical in every bundle
 weights = importlib.import_module(f"{package(NAMES[0])}.shared.weights")
 InputError = importlib.import_module(f"{package(NAMES[0])}.shared.validation").InputError
 
@@ -121,13 +121,13 @@ def test_killed_process(
 
 def test_save_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "file.pt"
-    resume.save_atomically({"value": 1}, path)
+    checkpointing.save_atomically({"value": 1}, path)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", half_save)
         with pytest.raises(Killed):
-            resume.save_atomically({"value": 2}, path)
+            checkpointing.save_atomically({"value": 2}, path)
     assert load(path) == {"value": 1}
-    resume.save_atomically({"value": 3}, path)
+    checkpointing.save_atomically({"value": 3}, path)
     assert load(path) == {"value": 3}
     assert [file.name for file in path.parent.iterdir()] == ["file.pt"]
 
@@ -148,7 +148,7 @@ def test_best_model(or_equal: bool, after: list[float], tmp_path: Path) -> None:
     """A better score saves the weights, a worse or undefined one does not; earlier weights are kept once."""
     network, path = nn.Linear(1, 1, bias=False), tmp_path / "model.pt"
     torch.save({"weight": torch.tensor([[7.0]])}, path)
-    best = resume.BestModel(network, str(path), or_equal=or_equal)
+    best = checkpointing.BestModel(network, str(path), or_equal=or_equal)
     scores = (float("nan"), 0.5, 0.5, 0.4, 0.6, float("nan"))
     engine, _ = validator(*scores)
     best.attach(engine)
@@ -178,7 +178,7 @@ def test_weights_of_a_diverged_training_are_not_saved(tmp_path: Path) -> None:
     nn.init.constant_(network.weight, torch.nan)
     engine = Engine(lambda engine, _: engine.state.metrics.update(dice=0.5))
     engine.state.key_metric_name = "dice"
-    resume.BestModel(network, str(path)).attach(engine)
+    checkpointing.BestModel(network, str(path)).attach(engine)
     with pytest.raises(FloatingPointError, match=r"model\.pt: lower the learning rate"):
         engine.run([0])
     assert list(tmp_path.iterdir()) == []
@@ -190,26 +190,26 @@ def test_best_model_resumed(name: str, tmp_path: Path) -> None:
     lies, after, kept = RESUMED[name]
     network, path = nn.Linear(1, 1, bias=False), tmp_path / "model.pt"
     engine, _ = validator(0.5)
-    first = resume.BestModel(network, str(path))
+    first = checkpointing.BestModel(network, str(path))
     first.attach(engine)
 
-    def leave(number: float) -> None:
+    def set_weight(number: float) -> None:
         nn.init.constant_(network.weight, number)
 
-    leave(0)
+    set_weight(0)
     engine.run([0])
     if lies is None:
         path.unlink()
     else:
-        leave(lies)
-        resume.save_atomically(network.state_dict(), path)
-    second = resume.BestModel(network, str(path))
+        set_weight(lies)
+        checkpointing.save_atomically(network.state_dict(), path)
+    second = checkpointing.BestModel(network, str(path))
     second.load_state_dict(first.state_dict())
     engine, _ = validator(0.4, 0.6)
     second.attach(engine)
     saved = []
     for number in (1, 2):
-        leave(number)
+        set_weight(number)
         engine.run([0])
         saved.append(float(load(path)["weight"]))
     assert saved == after
@@ -221,7 +221,7 @@ def test_first_weights_are_saved_without_a_gap(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "model.pt"
     torch.save({"weight": torch.tensor(7.0)}, path)
     engine, _ = validator(0.5)
-    resume.BestModel(nn.Linear(1, 1), str(path)).attach(engine)
+    checkpointing.BestModel(nn.Linear(1, 1), str(path)).attach(engine)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", half_save)
         with pytest.raises(Killed):
@@ -232,7 +232,7 @@ def test_first_weights_are_saved_without_a_gap(tmp_path: Path, monkeypatch: pyte
 def test_weight_average_by_hand() -> None:
     """The first step copies, later ones take `10 / (9 + step)` of the new weights or the momentum; buffers likewise."""
     network = nn.BatchNorm1d(1)
-    average = resume.WeightAverage(network, momentum=0.9)
+    average = checkpointing.WeightAverage(network, momentum=0.9)
     found = []
 
     def step(_: Engine, value: float) -> None:
@@ -245,7 +245,7 @@ def test_weight_average_by_hand() -> None:
     trainer.run([7.0, 18.0, 7.0])
     assert found == pytest.approx([7.0, 7 / 11 + 180 / 11, 0.1 * (7 + 180) / 11 + 6.3], rel=1e-5)
     assert float(average.state_dict()["running_mean"]) == pytest.approx(found[-1])
-    other = resume.WeightAverage(nn.BatchNorm1d(1), momentum=0.9)
+    other = checkpointing.WeightAverage(nn.BatchNorm1d(1), momentum=0.9)
     other.load_state_dict(average.state_dict())
     assert same(other.ema_model.state_dict(), average.ema_model.state_dict())
 
@@ -284,6 +284,6 @@ def test_truncated_weights(kept: int, tmp_path: Path) -> None:
 
 def test_load_weights(tmp_path: Path) -> None:
     source, target = nn.Linear(3, 2), nn.Linear(3, 2)
-    resume.save_atomically(source.state_dict(), tmp_path / "model.pt")
+    checkpointing.save_atomically(source.state_dict(), tmp_path / "model.pt")
     assert weights.load_weights(target, tmp_path / "model.pt") is target
     assert same(source.state_dict(), target.state_dict())

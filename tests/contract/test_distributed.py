@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from tests.conftest import NAMES, NamedPath, config_files, each_bundle, each_of_two, package, recipe
+from tests.support.distributed import LAUNCH, ON_CPU, finished, free_port
 from tests.support.runs import arguments, cases, command_line, copy, is_variant, load, run, same, stages
-from tests.support.two_processes import LAUNCH, ON_CPU, finished, free_port
 from tools import REPO
 from tools.data.phantoms import phantoms as make_phantoms
 
@@ -54,7 +54,7 @@ def by_several(bundle: str, stage: str, *, data: Path, folder: Path, **overrides
 
 def comparable(bundle: str, stage: str, *, data: Path, folder: Path, alone: bool) -> dict[str, Any]:
     """Those arguments, with nothing left to chance."""
-    settings = recipe(bundle)["two_processes"]
+    settings = recipe(bundle)["distributed"]
     overrides = settings["both"] | settings.get("stages", {}).get(stage, {}) | (settings["alone"] if alone else {})
     return by_several(bundle, stage, data=data, folder=folder, **overrides)
 
@@ -64,7 +64,7 @@ def run_plan(bundle: str, folder: Path, **runs: list[dict[str, Any]]) -> subproc
     plan = {"root": str(REPO / "bundles" / bundle), "package": package(bundle), "folder": str(folder)}
     file = folder / "plan.json"
     file.write_text(json.dumps({"together": [], "alone": [], **plan, **runs}))
-    return finished([*LAUNCH, "-m", "tests.support.two_processes", str(file)])
+    return finished([*LAUNCH, "-m", "tests.support.distributed", str(file)])
 
 
 def curves(folder: Path) -> Curves:
@@ -115,7 +115,7 @@ def test_two_processes_train_as_one(bundle: str, variants: bool, tiny_weights: N
     """
     chosen = [stage for stage in stages(bundle, "training") if is_variant(bundle, stage) is variants]
     data = scans(bundle, tmp_path)
-    if before := recipe(bundle)["two_processes"].get("before"):
+    if before := recipe(bundle)["distributed"].get("before"):
         copy(tiny_weights(bundle), tmp_path / "before/models")
         run(bundle, before, data=data, folder=tmp_path / "before")
     runs: dict[str, list[dict[str, Any]]] = {"together": [], "alone": []}
@@ -129,7 +129,7 @@ def test_two_processes_train_as_one(bundle: str, variants: bool, tiny_weights: N
     written, by_the_second = (json.loads((tmp_path / f"writes_{rank}.json").read_text()) for rank in (0, 1))
     assert by_the_second == {}
     for index, stage in enumerate(chosen):
-        tolerance = recipe(bundle)["two_processes"].get("tolerance", {}).get(stage, TOLERANCE)
+        tolerance = recipe(bundle)["distributed"].get("tolerance", {}).get(stage, TOLERANCE)
         compare_curves(tmp_path / stage / "together/eval", tmp_path / stage / "alone/eval", tolerance=tolerance)
         for number in (2 * index, 2 * index + 1):
             check_files(written[str(number)], tmp_path / stage / "together")

@@ -1,4 +1,4 @@
-"""What the cards' export commands leave: it answers like the network, at any size, and segments whole scans like it."""
+"""Outputs of the export commands of the cards: they answer like the network at any size, and segment scans like it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inputs(bundle: str, net_id: str) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def exported(weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """What a card's export command leaves, of random weights."""
+    """The output of a card's export command, of random weights."""
 
     @cache
     def path(bundle: str, verb: str, file: str, net_id: str) -> Path:

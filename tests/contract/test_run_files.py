@@ -11,7 +11,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from tests.conftest import NAMES, NamedPath, config_files, package, small
-from tests.support.runs import cases, copy, epochs_of, load, refusal, run, scan_files
+from tests.support.runs import cases, copy, epochs_of, load, rejection, run, scan_files
 from tools import REPO
 
 VNET, HADNET, LACHINOV = (next(name for name in NAMES if word in name) for word in ("vnet", "had", "lach"))
@@ -32,7 +32,7 @@ LEARNT_FROM: dict[str, tuple[str, tuple[str, ...], dict[str, Any], list[str]]] =
 
 @pytest.mark.parametrize("name", LEARNT_FROM)
 def test_what_a_run_learns_from(name: str, tiny_weights: NamedPath) -> None:
-    """Files that the training reads, and none that it writes: it would refuse to go on."""
+    """Files that the training reads, and none that it writes: it would not go on."""
     bundle, overlays, given, expected = LEARNT_FROM[name]
     paths = [f"{REPO}/bundles/{bundle}/configs/{stem}.yaml" for stem in ("train", *overlays)]
     workflow = ConfigWorkflow(
@@ -49,7 +49,7 @@ def test_another_teacher_is_another_run(phantoms: NamedPath, tiny_weights: Named
     for name, file in (("teacher_weights", "teacher_model.pt"), ("start", "pretrained_student.pt")):
         content = (models / file).read_bytes()
         torch.save({key: value * 1.01 for key, value in load(models / file).items()}, models / file)
-        (line,) = refusal(HADNET, "train", max_epochs=2, **given).splitlines()[2:-1]
+        (line,) = rejection(HADNET, "train", max_epochs=2, **given).splitlines()[2:-1]
         assert line.strip().startswith(f"{name}: {len(content)} bytes, sha256 ")
         (models / file).write_bytes(content)
     (models / "pretrained_student.pt").rename(models / "elsewhere.pt")

@@ -20,7 +20,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from tests.conftest import NAMES, NamedPath, config_files, each_bundle, package, small
-from tests.support.runs import arguments, cases, copy, epochs_of, files, load, network_of, refusal, run, same, stages
+from tests.support.runs import arguments, cases, copy, epochs_of, files, load, network_of, rejection, run, same, stages
 from tools import REPO
 
 VNET, COOP, ENSEMBLE, HADNET = (next(name for name in NAMES if word in name) for word in ("vnet", "coop", "ens", "had"))
@@ -65,7 +65,7 @@ def test_another_runs_state_is_refused(name: str, trained: tuple[Path, dict[str,
     """Before anything is written; the message says in what the runs differ, and in nothing else, and what to do."""
     folder, given = trained
     overrides, difference = OTHERS[name]
-    message = refusal(VNET, "train", folder=folder, max_epochs=2, **given, **overrides)
+    message = rejection(VNET, "train", folder=folder, max_epochs=2, **given, **overrides)
     found = message.splitlines()[2:-1]
     assert len(found) == 1
     assert difference in found[0]
@@ -79,7 +79,7 @@ def test_another_split_is_refused(trained: tuple[Path, dict[str, Any]], tmp_path
     split = json.loads(Path(given["split_file"]).read_text())
     (tmp_path / "split.json").write_text(json.dumps({"training": split["validation"], "validation": split["training"]}))
     changed = given | {"split_file": str(tmp_path / "split.json")}
-    message = refusal(VNET, "train", folder=folder, max_epochs=2, **changed)
+    message = rejection(VNET, "train", folder=folder, max_epochs=2, **changed)
     assert [line.strip() for line in message.splitlines()[2:-1]] == [
         f"training cases removed: {', '.join(split['training'])}",
         f"training cases added: {', '.join(split['validation'])}",
@@ -94,7 +94,7 @@ def test_corrected_label_is_another_run(trained: tuple[Path, dict[str, Any]], tm
     first = json.loads(Path(given["split_file"]).read_text())["training"][0]
     with next((data / first).glob("laendo*")).open("ab") as file:
         file.write(b"\n")
-    message = refusal(VNET, "train", folder=folder, max_epochs=2, **given | {"data": data})
+    message = rejection(VNET, "train", folder=folder, max_epochs=2, **given | {"data": data})
     assert [line.strip() for line in message.splitlines()[2:-1]] == [f"training cases with other files: {first}"]
 
 
@@ -115,7 +115,7 @@ def test_elsewhere_it_is_the_same_run(trained: tuple[Path, dict[str, Any]], tmp_
 
 
 def test_what_settings_are() -> None:
-    """Overlays differ by what they do to the training, not by where they leave weights; several processes do, too."""
+    """Overlays differ by what they do to the training, not by where they write weights; several processes do, too."""
 
     def settings(*stems: str) -> dict[str, Any]:
         parser = ConfigParser(
@@ -220,7 +220,7 @@ def test_command_again(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """That of a finished run changes no file, with another setting it is refused, and anew it keeps all weights."""
+    """That of a finished run changes no file, with another setting it is invalid, and restarted keeps all weights."""
     models = copy(tiny_weights(bundle), tmp_path / "models")
     given: dict[str, Any] = {"data": phantoms(bundle), "folder": tmp_path, "max_epochs": 1}
     run(bundle, stage, seed=1, **given)
@@ -229,7 +229,7 @@ def test_command_again(
         run(bundle, stage, seed=1, **given)
     assert files(tmp_path) == before
     assert "this run is finished after 1 epochs, nothing is done" in caplog.text
-    assert "seed: 1 -> 2" in refusal(bundle, stage, seed=2, **given)
+    assert "seed: 1 -> 2" in rejection(bundle, stage, seed=2, **given)
     run(bundle, stage, seed=2, restart="true", **given)
     (weights,) = (
         path.name for path in models.glob("*_previous.pt") if "state" not in path.name and "_2_" not in path.name

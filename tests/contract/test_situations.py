@@ -1,4 +1,4 @@
-"""Every situation of `tests/contract/situations` ends right or is refused; in process, unless its module says more."""
+"""Every situation of `tests/contract/situations` ends right or is rejected; in process, unless its module says more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from monai.transforms import LoadImage
 
 from tests.conftest import NamedPath
-from tests.contract.situations import Failed, Refused, Same, Scene, Situation, situations
+from tests.contract.situations import Failed, Invalid, Same, Scene, Situation, situations
 from tests.support.runs import cases, copy, prediction, run
 
 ROWS = [
@@ -41,7 +41,7 @@ def test_situation(
         run(bundle, command, data=scene.data, folder=scene.folder, **scene.options)
     message = message_of(caught.value)
     parts = [part.format(case=case["case"], file=case["image"], data=data) for part in situation.wanted.parts]
-    if isinstance(situation.wanted, Refused):
+    if isinstance(situation.wanted, Invalid):
         assert any(all(part in line for part in parts) for line in message.splitlines()), message
         assert masks_in(scene.folder / "eval") == []
         return

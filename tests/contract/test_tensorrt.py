@@ -1,4 +1,4 @@
-"""The overlay for TensorRT engines, with TorchScript that takes one shape in their place, as no GPU is at hand."""
+"""The overlay for TensorRT engines, with TorchScript that takes one shape in their place, as no GPU is available."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.runs import arguments, copy, run
 
 @pytest.fixture(scope="module")
 def engine(tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
-    """What a card's `trt_export` leaves, of the `tiny` network."""
+    """The output of a card's `trt_export`, of the `tiny` network."""
 
     @cache
     def path(bundle: str) -> Path:
@@ -86,9 +86,9 @@ def test_overlay_names_what_is_missing(
     """Before any scan is read."""
     copy(tiny_weights(bundle), tmp_path / "models")
     for reason in ("import torch_tensorrt (No module named", f"{tmp_path / 'models/model_trt.ts'} does not exist"):
-        with pytest.raises(RuntimeError) as refused:
+        with pytest.raises(RuntimeError) as rejected:
             segment(bundle, "inference_trt", data=phantoms(bundle), folder=tmp_path)
-        assert reason in "".join(format_exception(refused.value))
+        assert reason in "".join(format_exception(rejected.value))
         monkeypatch.setitem(sys.modules, "torch_tensorrt", ModuleType("torch_tensorrt"))
     assert "Checking" not in capfd.readouterr().err
     assert not (tmp_path / "eval").exists()

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import NAMES, NamedPath, each_bundle, package, recipe
+from tests.support.distributed import LAUNCH, finished
 from tests.support.runs import arguments, command_line, copy, each_stage, run
 from tests.support.trajectories import EPOCHS, Trajectory, store
-from tests.support.two_processes import LAUNCH, finished
 from tools.data.phantoms import phantoms as make_phantoms
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -110,7 +110,7 @@ def test_evaluation_is_tracked(bundle: str, phantoms: NamedPath, tiny_weights: N
 def test_resumed_training_continues_its_curves(
     phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training that is stopped in its second epoch and started again leaves one MLflow run, and no epoch twice."""
+    """A training that is stopped in its second epoch and started again writes one MLflow run, and no epoch twice."""
     state = importlib.import_module(f"{package(BUNDLE)}.shared.checkpointing").TrainingState
     copy(tiny_weights(BUNDLE), tmp_path / "models")
     given: dict[str, Any] = {"data": phantoms(BUNDLE), "folder": tmp_path, "tracking": "mlflow", "val_interval": 1}

@@ -105,10 +105,10 @@ def test_evaluation_repeats(
 
 @pytest.mark.parametrize(("bundle", "workflow"), OTHERS)
 def test_further_workflow(bundle: str, workflow: str, phantoms: NamedPath, trained: NamedPath, tmp_path: Path) -> None:
-    """What is neither training, evaluation nor inference leaves the files that it is there for."""
+    """What is neither training, evaluation nor inference writes its outputs."""
     copy(trained(bundle) / "models", tmp_path / "models")
     run(bundle, workflow, data=phantoms(bundle), folder=tmp_path)
-    for name in recipe(bundle)["workflows"][workflow]["leaves"]:
+    for name in recipe(bundle)["workflows"][workflow]["outputs"]:
         assert (tmp_path / name).stat().st_size > 0
 
 

@@ -57,10 +57,10 @@ def text_of(browser: webdriver.Chrome) -> str:
     return str(browser.find_element(By.TAG_NAME, "body").text)
 
 
-def viewport(browser: webdriver.Chrome, picture: Path) -> Any:
+def viewport(browser: webdriver.Chrome, screenshot: Path) -> Any:
     """Pixels `(H, W, 3)` of the first viewport, as the browser shows them."""
-    browser.find_elements(By.TAG_NAME, "canvas")[0].screenshot(str(picture))
-    return imread(picture)[..., :3].astype(int)
+    browser.find_elements(By.TAG_NAME, "canvas")[0].screenshot(str(screenshot))
+    return imread(screenshot)[..., :3].astype(int)
 
 
 def colours(pixels: Any) -> int:

@@ -1,4 +1,4 @@
-"""Ways to spoil one case of a data set, and the rule that it breaks then."""
+"""Ways to corrupt one case of a data set, and the rule that it breaks then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.support.runs import Case, stem
 
-Spoil = Callable[[Case], tuple[str, str]]  # what to spoil in a case; returns the file and the rule that it breaks now
+Corruption = Callable[[Case], tuple[str, str]]  # changes a case; returns the file and the rule that it breaks now
 
 
 def array(path: str) -> NDArray[Any]:
@@ -71,7 +71,7 @@ def garbage(path: str) -> str:
     return path
 
 
-IMAGE: dict[str, Spoil] = {
+IMAGE: dict[str, Corruption] = {
     "garbled": lambda case: (garbage(case["image"]), "image cannot be read"),
     "truncated": lambda case: (cut(case["image"]), "image cannot be read"),
     "truncated raw": lambda case: (
@@ -95,7 +95,7 @@ IMAGE: dict[str, Spoil] = {
         "image must be a 3D volume",
     ),
 }
-PAIR: dict[str, Spoil] = {
+PAIR: dict[str, Corruption] = {
     "missing image": lambda case: (remove(case["image"]), "image is missing"),
     "missing label": lambda case: (remove(case["label"]), "label is missing"),
     "garbled label": lambda case: (garbage(case["label"]), "label cannot be read"),

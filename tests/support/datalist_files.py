@@ -81,7 +81,7 @@ class Data:
     def names(self, *exclude: str, **options: Any) -> dict[str, list[str]]:
         return {part: [entry["case"] for entry in each] for part, each in self.make(*exclude, **options).items()}
 
-    def refused(self, *rules: str, exclude: tuple[str, ...] = (), **options: Any) -> str:
+    def invalid(self, *rules: str, exclude: tuple[str, ...] = (), **options: Any) -> str:
         with pytest.raises(ValueError, match=re.compile("problem")) as caught:
             self.make(*exclude, **options)
         for rule in rules:

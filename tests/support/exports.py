@@ -1,4 +1,4 @@
-"""The export commands of the documentation, given in this process, and runs with what they leave."""
+"""The export commands of the documentation, given in this process, and runs with their outputs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def tiny_engine(bundle: str) -> list[int]:
 
 
 def make(bundle: str, verb: str, target: Path, *, weights: Path, tiny: bool = False, **given: str) -> Path:
-    """Gives the card's export command, with weights and target of its own; returns the file that it leaves.
+    """Gives the card's export command, with weights and target of its own; returns the file that it writes.
 
     Of a `tiny` network where that is asked for; an engine is then for the size of scans in tests.
     """

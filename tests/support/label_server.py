@@ -25,8 +25,8 @@ from monai.bundle import ConfigParser
 from SimpleITK import ReadImage, WriteImage
 
 from tests.conftest import NAMES, random_weights, recipe, small
+from tests.support.distributed import free_port
 from tests.support.runs import run
-from tests.support.two_processes import free_port
 from tools import REPO
 from tools.data.phantoms import phantoms as make_phantoms
 from tools.label import ENVIRONMENT, LEFT_OUT
@@ -53,7 +53,7 @@ def beside(bundle: str, name: str, sequence: str) -> str:
 
 
 def needed(present: object, what: str) -> None:
-    """Skips a test for want of something on this machine, or fails it where LABEL_REQUIRED says that all must run."""
+    """Skips a test where this machine lacks something, or fails it where LABEL_REQUIRED says that all must run."""
     if not present:
         end = pytest.fail if os.environ.get("LABEL_REQUIRED") else pytest.skip
         end(f"needs {what}")
@@ -216,8 +216,8 @@ class LabelServer:
             time.sleep(0.3)
         return dict(status)
 
-    def refusal(self, bundle: str, image: str) -> str:
-        """What the client is told about a request that is refused."""
+    def rejection(self, bundle: str, image: str) -> str:
+        """What the client is told about a request that is rejected."""
         with pytest.raises(self.api.MONAILabelClientException) as caught:
             self.client.infer(bundle, image, {})
         return str(caught.value.msg)

@@ -48,14 +48,14 @@ class Service:
         self.folder = folder
         self.address = ""
         self.log: list[Request] = []
-        self.fail: list[str] = []  # parts of addresses: the next changing request with one is refused
+        self.fail: list[str] = []  # parts of addresses: the next changing request with one is rejected
 
     def routes(self) -> list[tuple[str, str, Route]]:
         """Method, pattern of the path, and what answers with the pattern's groups."""
         raise NotImplementedError
 
     def answer(self, request: Request) -> Answer:
-        """Refuses changes without the token."""
+        """Rejects changes without the token."""
         self.log.append(request)
         changes = request.method not in ("GET", "HEAD") and not request.path.startswith("/storage/")
         if changes and self.token not in request.headers.get("authorization", ""):

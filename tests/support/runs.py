@@ -139,7 +139,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refusal(bundle: str, stage: str, **given: Any) -> str:
+def rejection(bundle: str, stage: str, **given: Any) -> str:
     """Message of the `InputError` with which a training ends; it leaves every file as it was."""
     before = files(given["folder"])
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error

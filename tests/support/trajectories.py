@@ -42,7 +42,7 @@ def trajectory(phantoms: NamedPath, tiny_weights: NamedPath, tmp_path_factory: p
 
 @pytest.fixture(scope="session")
 def trained(tiny_weights: NamedPath, trajectory: Trajectory, tmp_path_factory: pytest.TempPathFactory) -> NamedPath:
-    """Folder with what the stages of a bundle leave, in their order; read only."""
+    """Folder with the outputs of a bundle's stages, in their order; read only."""
 
     @cache
     def folder(bundle: str) -> Path:

@@ -117,7 +117,7 @@ def test_ends_with_a_message(
 
 
 def test_false_is_false() -> None:
-    """As python-fire hands it over, a text; a number that is none of its kind is refused."""
+    """As python-fire hands it over, a text; a number that is none of its kind is rejected."""
 
     def verb(text: str, *, write: bool = False, share: float | None = None) -> tuple[object, ...]:
         return text, write, share

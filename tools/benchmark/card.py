@@ -41,7 +41,10 @@ def card_table(record: Mapping[str, Any]) -> str:
         if found is None:
             lines.append((way, "not measured", "", ""))
             continue
-        memory = "" if found["peak_bytes"] is None else f"{digits(found['peak_bytes'] / 2**20)} MiB"
         gap = f"{case['parity'][name]['deviation']:.1g}" if name in case["parity"] else ""
-        lines.append((way, seconds(found[key]), memory, gap))
+        lines.append((way, seconds(found[key]), _memory(found["peak_bytes"]), gap))
     return f"{markdown(lines[0], lines[1:])}\n"
+
+
+def _memory(peak: float | None) -> str:
+    return "" if peak is None else f"{digits(peak / 2**20)} MiB"

@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from tools import BUNDLES
 from tools.benchmark.card import card_table
 from tools.benchmark.case import Baseline, BenchmarkCase, Variant, Work
-from tools.benchmark.measurement import measure
+from tools.benchmark.measurement import CaseResult, measure
 from tools.benchmark.report import environment, recorded, table, write_json
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,29 +54,39 @@ def benchmark(
         ValueError: If bundle, case, device or baseline are not what they should be.
         SystemExit: With code 1 if a case is invalid.
     """
-    names = [part for part in (cases.split(",") if isinstance(cases, str) else cases or []) if part]
-    if card and (bundle is None or names != ["export"]):
-        raise ValueError("--card needs --bundle and --cases export: it is the table of one card")
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device '{device}': choose cpu or cuda")
-    target = torch.device(device)
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device '{device}': no CUDA device is available")
+    names = _names(cases, one_card=card, bundle=bundle)
+    target = _checked(device)
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = select(collect(bundle, target), names)
     if baseline is not None:
         chosen = attach(chosen, Path(baseline), device=target)
     machine = environment(target)
-    results = {}
+    results: dict[str, list[CaseResult]] = {}
     for name, part in chosen.items():
         _LOGGER.info("%s: measuring %s", name, ", ".join(case.name for case in part))
         results[name] = measure(part, device=target, repeats=repeats)
         if json is not None:
             write_json(Path(json), results, environment=machine)
     sys.stdout.write(card_table(recorded(results, environment=machine)) if card else table(machine, results))
-    if any(result.invalid for part in results.values() for result in part):
+    if any(result.invalid for result in chain.from_iterable(results.values())):
         raise SystemExit(1)
+
+
+def _names(cases: str | Sequence[str] | None, *, one_card: bool, bundle: str | None) -> list[str]:
+    names = [part for part in (cases.split(",") if isinstance(cases, str) else cases or []) if part]
+    if one_card and (bundle is None or names != ["export"]):
+        raise ValueError("--card needs --bundle and --cases export: it is the table of one card")
+    return names
+
+
+def _checked(device: str) -> torch.device:
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device '{device}': choose cpu or cuda")
+    target = torch.device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{device}': no CUDA device is available")
+    return target
 
 
 def collect(bundle: str | None, device: torch.device) -> dict[str, list[BenchmarkCase]]:
@@ -110,15 +121,18 @@ def select(cases: Mapping[str, Sequence[BenchmarkCase]], names: Sequence[str]) -
     Raises:
         ValueError: If no bundle has a case of one of the names.
     """
-    known = {case.name for part in cases.values() for case in part}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"unknown cases: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
-    kept = {
-        bundle: [case for case in part if (case.name in names if names else not case.on_request)]
-        for bundle, part in cases.items()
-    }
+    _check_names(names, {case.name for case in chain.from_iterable(cases.values())})
+    kept = {bundle: _chosen(part, names) for bundle, part in cases.items()}
     return {bundle: part for bundle, part in kept.items() if part}
+
+
+def _check_names(names: Sequence[str], known: Collection[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown cases: {', '.join(unknown)}; there are: {', '.join(sorted(known))}")
+
+
+def _chosen(cases: Sequence[BenchmarkCase], names: Sequence[str]) -> list[BenchmarkCase]:
+    return [case for case in cases if (case.name in names if names else not case.on_request)]
 
 
 def attach(

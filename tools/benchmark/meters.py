@@ -56,7 +56,7 @@ def restart_memory(device: torch.device) -> int | None:
     """Forget the peak memory so far and return what is in use.
 
     Garbage is collected and free heap pages go back to the system first, or they would be taken for memory in use, and
-    their reuse would go unseen.
+    their reuse would not be measured.
 
     Args:
         device: CUDA: what PyTorch's allocator has handed out. CPU: resident memory of this process as the Linux kernel

@@ -75,7 +75,7 @@ def evaluator_in_memory(
     parser = config(bundle, "inference", changes={**given, **changes})
     parser["preprocessing::transforms"][0] = load
     steps = parser["postprocessing::transforms"]
-    steps[:] = [step for step in steps if step["_target_"] != "SaveImaged"]
+    steps[:] = [step for step in steps if isinstance(step, str) or step["_target_"] != "SaveImaged"]
     engine = parser.get_parsed_content("evaluator")
     engine.logger.setLevel("WARNING")
     return engine

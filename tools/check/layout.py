@@ -57,9 +57,9 @@ def nothing_else(bundle: Bundle) -> Iterator[Finding]:
         if path.name not in ALLOWED.union(bundle.packages):
             yield path.name, "does not belong in the root of a bundle"
     for file in bundle.configs:
-        twin = file.replace(".yaml", ".json")
-        if (bundle.path / twin).exists():
-            yield twin, f"MONAI Label would read it instead of {file}; JSON twins belong in the release only"
+        copy = file.replace(".yaml", ".json")
+        if (bundle.path / copy).exists():
+            yield copy, f"MONAI Label would read it instead of {file}; JSON copies belong in the release only"
 
 
 @bundle_rule

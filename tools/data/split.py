@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def split(
     tested = sorted(name for name, path in cases.items() if _part(root, path) == "testing")
     if tested and test:
         raise ValueError(f"{data}: its folder testing is the test part, test={test} cannot be drawn")
-    patients = by_patient([name for name in cases if name not in tested])
+    patients = by_patient(list(filterfalse(tested.__contains__, cases)))
     _check_shares(data, validation, test, total=len(patients))
     kinds = {name: _kind(root, cases[name], group) for name in patients}
     drawn = draw(kinds, validation=validation, test=test, seed=seed)
@@ -63,17 +64,19 @@ def split(
     check_patients(lists, source=data)
     content: dict[str, Any] = {"seed": seed, "training": lists["training"], "validation": lists["validation"]}
     if lists["test"] or group:
-        options = {"validation": validation, "test": test, "seed": seed, "group": group}
-        words = [f"--{name} {value}" for name, value in options.items() if value is not None]
-        content = (
-            {"command": f"python -m tools split DATA OUTPUT {' '.join(words)}"} | content | {"test": lists["test"]}
-        )
+        command = _command({"validation": validation, "test": test, "seed": seed, "group": group})
+        content = {"command": command} | content | {"test": lists["test"]}
 
     path = Path(output)
     write_text(path, json.dumps(content, indent=2) + "\n")
     sizes = ", ".join(f"{len(part)} {name}" for name, part in lists.items())
     logger.info("%s: %s cases", path, sizes)
     return path
+
+
+def _command(options: dict[str, Any]) -> str:
+    words = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return f"python -m tools split DATA OUTPUT {' '.join(words)}"
 
 
 def find_cases(folder: Path) -> list[str]:

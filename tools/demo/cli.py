@@ -66,7 +66,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
     sys.stdout.write(f"\n{text}\n{recipe['legend']}\n")
     shown = {**recipe, "files": scenario.get("files", recipe.get("files"))}
     written = write_results(metrics, shown, places=places, title=f"{bundle}: {scenario['title']}")
-    written.append(leave_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
+    written.append(output_bundle(folder, recipe, scenario=scenario, places=places, overrides=chosen))
     if data is None:
         written.append(
             write_studies(Path(places["held_out"]), Path(output, "studies"), labels=recipe["bundle"]["labels"])
@@ -86,7 +86,7 @@ def demo(bundle: str, *, data: str | None = None, output: str | None = None, **o
 def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
     """Runs the commands of `plan` one after the other, in this terminal.
 
-    A plan that starts again sets states in its folders of weights aside: they would end or refuse its trainings.
+    A plan that starts again sets states in its folders of weights aside: they would end or reject its trainings.
 
     Args:
         plan: what to run.
@@ -97,11 +97,10 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
         SystemExit: a command failed or was interrupted.
     """
     commands = [stage.shown() for stage in plan]
-    earlier: dict[str, Any] = read_json(progress) if progress.is_file() else {}
-    done = earlier.get("finished", [])
-    goes_on = earlier.get("version") == version and commands[: len(done)] == done
-    skip = len(done) if goes_on else 0
-    _set_states_aside([] if goes_on else plan)
+    finished = _finished(progress, commands, version=version)
+    if finished is None:
+        _set_states_aside(plan)
+    skip = finished or 0
     _note(progress, version, commands[:skip])
     for number, (stage, shown) in enumerate(zip(plan, commands, strict=True), start=1):
         logger.info("\n[%d/%d] %s\n%s\n", number, len(plan), stage.title, shown)
@@ -120,6 +119,13 @@ def run(plan: Sequence[Stage], progress: Path, *, version: str) -> None:
         _note(progress, version, commands[: max(number, skip)])
 
 
+def _finished(progress: Path, commands: Sequence[str], *, version: str) -> int | None:
+    """How many commands an earlier call finished; none where it ran another plan or version, or there was none."""
+    earlier: dict[str, Any] = read_json(progress) if progress.is_file() else {}
+    done = earlier.get("finished", [])
+    return len(done) if earlier.get("version") == version and commands[: len(done)] == done else None
+
+
 def _note(progress: Path, version: str, finished: Sequence[str]) -> None:
     write_text(progress, json.dumps({"version": version, "finished": finished}, indent=2) + "\n")
 
@@ -131,7 +137,7 @@ def _set_states_aside(plan: Sequence[Stage]) -> None:
 
 
 def collect(recipe: Recipe, places: Places) -> list[dict[str, str]]:
-    """Reads what the evaluation left, a row per case; of every variant, with its name in the column `method`."""
+    """Reads the scores of the evaluation, a row per case; of every variant, with its name in the column `method`."""
     if "compare" not in recipe:
         return read_metrics(Path(recipe["metrics"].format(**places)))
     files = {name: Path(recipe["metrics"].format(variant=name, **places)) for name in recipe["compare"]}
@@ -171,7 +177,7 @@ def write_results(metrics: Rows, recipe: Recipe, *, places: Places, title: str) 
     return [output / "metrics.csv", overview(cases, output / "overview.png", title=title), *figures]
 
 
-def leave_bundle(
+def output_bundle(
     folder: Path, recipe: Recipe, *, scenario: Mapping[str, Any], places: Places, overrides: Mapping[str, Any]
 ) -> Path:
     """Writes the trained bundle, with the settings of the stages that the recipe names; returns its folder."""

@@ -1,4 +1,4 @@
-"""What a demo leaves for further use: the bundle as it was trained, and its phantoms as a study folder."""
+"""Outputs of a demo for further use: the bundle as it was trained, and its phantoms as a study folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Settings = Mapping[str, Any]
 
 
 def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Settings], others: Sequence[Any]) -> None:
-    """Refuses names of settings that no stage of a bundle's demo has.
+    """Rejects names of settings that no stage of a bundle's demo has.
 
     Args:
         names: of the settings.
@@ -47,7 +47,7 @@ def check_settings(names: Iterable[str], folder: Path, *, stages: Sequence[Setti
 def write_bundle(
     folder: Path, target: Path, *, models: Path, overlays: Sequence[str], settings: Mapping[str, Settings]
 ) -> Path:
-    """Writes a copy of a bundle whose configs have the settings of a demo, with the weights that it left.
+    """Writes a copy of a bundle whose configs have the settings of a demo, with the weights that it trained.
 
     The copy needs no option to segment as the demo did: MONAI Label serves it, `tools registry build` releases it.
 
@@ -71,12 +71,7 @@ def write_bundle(
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 (copy / name).write_bytes(content)
         for stem, chosen in settings.items():
-            parser = ConfigParser()
-            parser.read_config([str(folder / "configs" / name) for name in (f"{stem}.yaml", *overlays)])
-            parser.update({key: value for key, value in chosen.items() if re.split("#|::", key)[0] in parser.config})
-            parser.update({"ckpt_dir": "$@bundle_root + '/models'"})  # overlays have folders of their own
-            config = {key: value for key, value in parser.config.items() if key != "_meta_"}
-            ConfigParser.export_config_file(config, str(copy / f"configs/{stem}.yaml"), fmt="yaml", sort_keys=False)
+            _write_config(folder / "configs", copy / f"configs/{stem}.yaml", overlays=overlays, settings=chosen)
         metadata = copy / "configs/metadata.json"
         content = read_json(metadata)
         content["version"] = DEMO_VERSION
@@ -87,6 +82,16 @@ def write_bundle(
         shutil.rmtree(target, ignore_errors=True)
         copy.replace(target)
     return target
+
+
+def _write_config(configs: Path, target: Path, *, overlays: Sequence[str], settings: Settings) -> None:
+    """Writes the config of the target's name with overlays and settings."""
+    parser = ConfigParser()
+    parser.read_config([str(configs / name) for name in (target.name, *overlays)])
+    parser.update({key: value for key, value in settings.items() if re.split("#|::", key)[0] in parser.config})
+    parser.update({"ckpt_dir": "$@bundle_root + '/models'"})  # overlays have folders of their own
+    config = {key: value for key, value in parser.config.items() if key != "_meta_"}
+    ConfigParser.export_config_file(config, str(target), fmt="yaml", sort_keys=False)
 
 
 def write_studies(data: Path, target: Path, *, labels: str) -> Path:
@@ -107,10 +112,14 @@ def write_studies(data: Path, target: Path, *, labels: str) -> Path:
         volumes = [path for path in sorted(case.iterdir()) if path.name.endswith((".nii.gz", ".nrrd"))]
         scans = [path for path in volumes if not path.match(labels)]
         for scan in scans:
-            stem = scan.name.removesuffix(".gz").rpartition(".")[0]
-            name = case.name if len(scans) == 1 else stem if stem.startswith(case.name) else f"{case.name}_{stem}"
+            name = case.name if len(scans) == 1 else _name_of_sequence(scan)
             with tempfile.TemporaryDirectory(dir=target, prefix=".") as scratch:
                 partial = Path(scratch) / f"{name}.nii.gz"
                 itk.imwrite(itk.imread(str(scan)), str(partial), compression=True)
                 partial.replace(target / partial.name)
     return target
+
+
+def _name_of_sequence(scan: Path) -> str:
+    case, stem = scan.parent.name, scan.name.removesuffix(".gz").rpartition(".")[0]
+    return stem if stem.startswith(case) else f"{case}_{stem}"

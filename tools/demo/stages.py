@@ -79,7 +79,7 @@ def _command(workflow: str, files: Sequence[str], settings: Mapping[str, Any]) -
     command = [sys.executable, "-m", "monai.bundle", "run", workflow, "--config_file", config_file]
     ids = {key.lstrip("+").partition("::")[0] for file in files for key in yaml.safe_load(Path(file).read_bytes())}
     for name, value in settings.items():
-        if re.split("#|::", name)[0] in ids:  # what a stage does not have is refused
+        if re.split("#|::", name)[0] in ids:  # what a stage does not have is rejected
             command += [f"--{name}", value if isinstance(value, str) else _literal(value)]
     return command
 

@@ -38,16 +38,15 @@ def comparison(metrics: Rows, *, scores: Sequence[str], across: str | None = Non
     """
     named = [row if across else {**row, "": "all cases"} for row in metrics]
     methods, groups = (list(dict.fromkeys(row[name] for row in named)) for name in ("method", across or ""))
-    cells = [
-        [score, method]
-        + [
-            _mean(_number(row[score]) for row in named if (row["method"], row[across or ""]) == (method, group))
-            for group in groups
-        ]
-        for score in scores
-        for method in methods
-    ]
-    blocks = [cells[start : start + len(methods)] for start in range(0, len(cells), len(methods))]
+    cases: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for row in named:
+        cases.setdefault((row["method"], row[across or ""]), []).append(row)
+
+    def cells(score: str, method: str) -> list[str]:
+        means = (_mean(_number(row[score]) for row in cases.get((method, group), [])) for group in groups)
+        return [score, method, *means]
+
+    blocks = [[cells(score, method) for method in methods] for score in scores]
     return aligned([["mean", "method", *groups]], *blocks, left=2)
 
 

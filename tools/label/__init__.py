@@ -69,13 +69,9 @@ def label(
             or a bundle is none or lacks its weights.
     """
     require_text(data=data, output=output, host=host, token=token)
-    token = os.environ.get("LABEL_TOKEN", "") if token is None else token
-    if not re.fullmatch(r"[\w-]{8,}" if token else "", token, re.ASCII):
-        raise ValueError("the token must be at least 8 letters, digits, - or _")
+    token = _checked_token(token)
     check_known(conf, {*SETTINGS, *inspect.signature(label).parameters} - {"data", "conf"})
-    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.is_file():
-        raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
+    python = _python_of(ENVIRONMENT)
     if not data.startswith(("http://", "https://")) and not Path(data).is_dir():
         raise ValueError(f"{data}: is no folder of scans and no http address")
     served = prepare(output, bundles=names(bundles))
@@ -93,6 +89,20 @@ def label(
     # Its own programs (torchrun, itkimage2segimage) are found by name.
     search_path = os.pathsep.join([str(python.parent), os.environ.get("PATH", os.defpath)])
     os.execve(command[0], command, {**os.environ, "PATH": search_path, "LABEL_TOKEN": token})
+
+
+def _checked_token(token: str | None) -> str:
+    token = os.environ.get("LABEL_TOKEN", "") if token is None else token
+    if not re.fullmatch(r"[\w-]{8,}" if token else "", token, re.ASCII):
+        raise ValueError("the token must be at least 8 letters, digits, - or _")
+    return token
+
+
+def _python_of(environment: Path) -> Path:
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.is_file():
+        raise ValueError(f"{python}: MONAI Label is not installed there, run `make label` first")
+    return python
 
 
 def prepare(app: str, *, bundles: Sequence[str] = ()) -> list[str]:

@@ -45,7 +45,7 @@ def unpack(path: Path, release: Release, *, into: Path) -> Path:
     try:
         with zipfile.ZipFile(path) as archive:
             if problems := list(_member_problems(archive, release.name)):
-                raise ValueError("\n".join([f"{release.zip}: refused", *(f"  {problem}" for problem in problems)]))
+                raise ValueError("\n".join([f"{release.zip}: rejected", *(f"  {problem}" for problem in problems)]))
             archive.extractall(into)
     except _DAMAGE as error:
         raise ValueError(f"{release.zip}: cannot be unpacked, truncated or damaged, {error}") from error

@@ -49,8 +49,8 @@ def read_checkpoint(path: Path) -> object:
     except OSError:
         raise
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason, cause = f"it asks for {refused[1]}" if refused else "it is damaged or of another kind", error
+        rejected = re.search(r"GLOBAL (\S+)", str(error))
+        reason, cause = f"it asks for {rejected[1]}" if rejected else "it is damaged or of another kind", error
     raise ValueError(f"{path}: not a torch file of tensors, numbers and strings alone, {reason}") from cause
 
 
@@ -161,7 +161,7 @@ def _is_state(content: object) -> TypeGuard[State]:
 
 
 def _numpy_scalar(dtype: np.dtype[np.generic], data: bytes) -> object:
-    """Stands in for the unpickling function of NumPy scalars; objects have no bytes, so `frombuffer` refuses them."""
+    """Stands in for the unpickling function of NumPy scalars; objects have no bytes, so `frombuffer` rejects them."""
     return np.frombuffer(data, dtype)[0]
 
 

@@ -49,7 +49,7 @@ def fetch(bundle: str, *, registry: str, output: str, version: str | None = None
         download(registry, release, target=Path(temporary, release.zip))
         folder = unpack(Path(temporary, release.zip), release, into=Path(temporary, "unpacked"))
         if problems := content_problems(folder, release):
-            raise ValueError("\n  ".join([f"{release.zip}: refused", *problems]))
+            raise ValueError("\n  ".join([f"{release.zip}: rejected", *problems]))
         if target.exists():
             if other := _differences(folder, target):
                 raise ValueError(

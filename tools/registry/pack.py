@@ -104,12 +104,7 @@ def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
     Raises:
         ValueError: as `pack`.
     """
-    names = _tracked(folder) or _laid_out(folder)
-    if "configs/metadata.json" not in names:
-        raise ValueError(f"{folder.name}: git does not track configs/metadata.json, add and commit the bundle first")
-    found = (folder / "models").glob("[!.]*.pt") if weights else ()
-    names |= {f"models/{path.name}" for path in found if _is_weights(path)}
-    kept = sorted(name for name in names if not any(part in EXCLUDED or part[0] == "." for part in name.split("/")))
+    kept = _released(folder, weights=weights)
     files = {name: (folder / name).read_bytes() for name in kept}
     for name in kept:
         if re.fullmatch(r"configs/.*\.ya?ml", name):
@@ -118,6 +113,16 @@ def release_files(folder: Path, *, weights: bool = True) -> dict[str, bytes]:
                 raise ValueError(f"{folder.name}, {name}: {copy} exists as well, only one of them can be the source")
             files[copy] = json_copy(folder / name).encode()
     return add_common_pages(files)
+
+
+def _released(folder: Path, *, weights: bool) -> list[str]:
+    """The paths in the bundle of the files that are there and belong to a release."""
+    names = _tracked(folder) or _laid_out(folder)
+    if "configs/metadata.json" not in names:
+        raise ValueError(f"{folder.name}: git does not track configs/metadata.json, add and commit the bundle first")
+    found = (folder / "models").glob("[!.]*.pt") if weights else ()
+    names |= {f"models/{path.name}" for path in found if _is_weights(path)}
+    return sorted(name for name in names if not any(part in EXCLUDED or part[0] == "." for part in name.split("/")))
 
 
 def json_copy(config: Path) -> str:
@@ -146,8 +151,12 @@ def _unfaithful(value: object, where: str = "") -> Iterator[str]:
             yield from _unfaithful(item, f"{where}#{i}".lstrip("#"))
     elif isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value):
         yield f"{where}: {value!r} is text in YAML 1.1, write numbers as in 1.0e-4"
-    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+    elif not _is_json(value):
         yield f"{where}: {value!r} does not exist in JSON"
+
+
+def _is_json(value: object) -> bool:
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _tracked(folder: Path) -> set[str]:

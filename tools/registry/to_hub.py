@@ -74,23 +74,27 @@ def _publish(api: HfApi, repo: str, *, version: str, files: Files) -> None:
     if version not in tags:
         if not exists:
             api.create_repo(repo, exist_ok=True)
-        held = set(api.list_repo_files(repo)) - OWN_FILES if exists else set()
-        gone = [CommitOperationDelete(path) for path in sorted(held - files.keys())]
-        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
-        commit = api.create_commit(repo, [*added, *gone], commit_message=f"Version {version}").oid
-        api.create_tag(repo, tag=version, revision=commit)
+        commit = _commit(api, repo, version=version, files=files, exists=exists)
     elif other := _differences(api, repo, revision=version, files=files):
         raise ValueError(f"{repo}: version {version} exists with another {', '.join(other)}; nothing is replaced")
     else:
         commit = tags[version]
         logger.info("%s: version %s is published already", repo, version)
-    if (
-        version == max(tag for tag in {*tags, version} if re.fullmatch(r"\d\.\d\.\d", tag))
-        and tags.get(LATEST) != commit
-    ):
+    newest = max(filter(re.compile(r"\d\.\d\.\d").fullmatch, {*tags, version}))
+    if version == newest and tags.get(LATEST) != commit:
         if LATEST in tags:  # to create a tag that exists leaves it where it is
             api.delete_tag(repo, tag=LATEST)
         api.create_tag(repo, tag=LATEST, revision=commit)
+
+
+def _commit(api: HfApi, repo: str, *, version: str, files: Files, exists: bool) -> str:
+    """Makes the version's commit, which has no other files, and its tag; returns the commit."""
+    held = set(api.list_repo_files(repo)) - OWN_FILES if exists else set()
+    gone = [CommitOperationDelete(path) for path in sorted(held - files.keys())]
+    added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    commit = api.create_commit(repo, [*added, *gone], commit_message=f"Version {version}").oid
+    api.create_tag(repo, tag=version, revision=commit)
+    return commit
 
 
 def _differences(api: HfApi, repo: str, *, revision: str, files: Files) -> list[str]:

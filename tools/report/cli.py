@@ -20,7 +20,7 @@ def report(run_dir: str, *, output: str | None = None, data: str | None = None, 
 
     Args:
         run_dir: the `output_dir` of a training, evaluation or inference, or a folder with several of them, such as a
-            demo leaves. What is missing in it is said on the page.
+            demo has written. What is missing in it is said on the page.
         output: the page. Default: report.html in RUN_DIR.
         data: where the scans lie now, if they were moved: it takes the place of the `dataset_dir` of the runs.
         cases: how many of the worst and how many of the best cases are drawn, of every evaluation.

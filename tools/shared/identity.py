@@ -1,4 +1,4 @@
-"""Which run a training state is of, by settings and cases: another one is refused, a finished one is left alone."""
+"""Which run a training state is of, by settings and cases: another one is rejected, a finished one is left alone."""
 
 from __future__ import annotations
 
@@ -184,13 +184,13 @@ class RunIdentity:
     """Tells whether the state in a file is of this run, before anything else is done.
 
     `check` is a step of a training's list. Who runs the trainer without that list, as MONAI's `MonaiAlgo` does in each
-    round of federated learning, has no identity, and the trainer neither reads nor leaves a state.
+    round of federated learning, has no identity, and the trainer neither reads nor writes a state.
 
     Args:
         state_file: where `TrainingState` keeps the state.
         splits: cases to train on, and to validate on.
         max_epochs: how many epochs are asked for.
-        restart: whether to start anew, whatever lies there.
+        restart: whether to start again, whatever lies there.
         beside: returns of a case's image the files that are read with it, by sequence.
     """
 
@@ -209,16 +209,16 @@ class RunIdentity:
         self.restart = restart
         self.beside = beside
         self.fingerprint: dict[str, Any] | None = None
-        self.anew = True
+        self.starts_new = True
         self.written = [self.path]
 
     def check(self) -> None:
-        """Decides whether to start anew, to go on, or, where the run is finished, to do none of the steps that follow.
+        """Decides whether to start again, to go on, or, where the run is finished, to do none of the steps that follow.
 
         From here to the end of the training no other one can write its state and its weights.
 
         Where the cases are given as a list in the place of an expression, as by MONAI Label, which trains in the same
-        folder again and again, another run and a finished one start anew. Weights to start from that are gone since
+        folder again and again, another run and a finished one start again. Weights to start from that are gone since
         count as they were.
 
         Raises:
@@ -251,20 +251,20 @@ class RunIdentity:
             raise InputError([("", f"the split {SPLITS[1]!r}", rule)])
 
     def _compare(self, state: dict[str, Any], files: dict[str, str], *, workflow: ConfigWorkflow | None) -> None:
-        """Goes on with a state, refuses it or starts anew; `files` that are gone become those of the state."""
+        """Goes on with a state, rejects it or starts again; `files` that are gone become those of the state."""
         files |= _gone(state, files)
         found = differences(state.get("run"), self.fingerprint or {})
         epoch = 0 if found else state["trainer"]["iteration"] // state["trainer"]["epoch_length"]
         finished = epoch >= self.max_epochs
-        self.anew = (bool(found) or finished) and _gives_cases(workflow)
-        if self.anew:
+        self.starts_new = (bool(found) or finished) and _gives_cases(workflow)
+        if self.starts_new:
             return
         if found:
             rule = "is of another run, which differs in\n    " + _listed(found, "\n    ")
-            how = "give this run another ckpt_dir, or start anew with --restart true: weights are kept as *_previous.pt"
+            how = "give this run another ckpt_dir, or start again with --restart true: weights remain as *_previous.pt"
             raise InputError([("", str(self.path), f"{rule}\n  {how}")])
         if finished:
-            how = "a larger max_epochs goes on with it, --restart true starts anew"
+            how = "a larger max_epochs goes on with it, --restart true starts again"
             logger.info("%s: this run is finished after %d epochs, nothing is done; %s", self.path, epoch, how)
             _skip_what_follows(workflow)
             self.release()

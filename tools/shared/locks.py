@@ -1,4 +1,4 @@
-"""Locks on the files that a training writes: two at once would leave weights and a state of both."""
+"""Locks on the files that a training writes: two at once would write weights and a state of both."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def hold(paths: Iterable[str | Path]) -> None:
             written; every process raises it.
     """
     places = [Path(path).absolute() for path in paths]
-    problem = _refusal(places) if idist.get_rank() == 0 else ""
+    problem = _rejection(places) if idist.get_rank() == 0 else ""
     if idist.get_world_size() > 1:
         problem = next((text for (text,) in idist.all_gather((problem,)) if text), "")
     if problem:
@@ -77,7 +77,7 @@ def _lock_file(place: Path) -> Path:
     return place.with_name(f".{place.name}.lock")
 
 
-def _refusal(paths: Iterable[Path]) -> str:
+def _rejection(paths: Iterable[Path]) -> str:
     """Locks files; returns a file and a rule where that is not possible."""
     taken: list[Path] = []
     for path in paths:

@@ -1,4 +1,4 @@
-"""Which files of a folder are scans, and what they are called; what could be taken for two things is refused."""
+"""Which files of a folder are scans, and what they are called; what could be taken for two things is rejected."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def channels_of(sequences: Sequence[str], *, stack: Sequence[str], count: int) -
     Args:
         sequences: those that are wanted, in order.
         stack: sequences of a complete volume, in order.
-        count: channels of the volume at hand: as many as `stack` has, or as are wanted.
+        count: channels of the volume: as many as `stack` has, or as are wanted.
 
     Raises:
         InputError: when it has another number of channels, or the complete volume lacks one that is wanted.

@@ -1,4 +1,4 @@
-"""The tables that runs leave behind: scores with their summary, volumes of structures."""
+"""The tables that runs write: scores with their summary, volumes of structures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cardiac segmentation in cine MRI that stands corrupted images and unseen scanners: two networks trained together."""
+"""Cardiac segmentation in cine MRI robust to corrupted images and other scanners: two networks trained together."""
 
 from pathlib import Path
 

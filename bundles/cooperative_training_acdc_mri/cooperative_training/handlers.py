@@ -1,10 +1,11 @@
-"""The table of scores per structure and test set that an evaluation leaves behind."""
+"""The table of scores per structure and test set that an evaluation writes."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -111,15 +112,20 @@ class CaseScores(ScoreTable):
     def summary(self) -> list[Row]:
         """Returns the summary of each set, and over the sets."""
         summary: list[Row] = []
-        cases = [(row["set"], row, held) for row, held in zip(self.rows, self.held, strict=True)]
         failed = Counter(row["set"] for row in self.failed)
-        for key in dict.fromkeys([key for key, *_ in cases] + list(failed)):
-            chosen = [(row, held) for of, row, held in cases if of == key]
-            lines = summarise([row for row, _ in chosen], [held for _, held in chosen])
+        for key in dict.fromkeys([row["set"] for row in self.rows] + list(failed)):
+            own = [row["set"] == key for row in self.rows]
+            lines = summarise(list(compress(self.rows, own)), list(compress(self.held, own)))
             lines = lines or [{"score": "dice"} | statistics([], [])]
             summary += [{"set": key, **line, "failed": failed[key]} for line in lines]
-        names = dict.fromkeys(line["score"] for line in summary) if len({line["set"] for line in summary}) > 1 else {}
-        return summary + [_over_sets(name, summary) | {"failed": failed.total()} for name in names]
+        return summary + [line | {"failed": failed.total()} for line in _of_all_sets(summary)]
+
+
+def _of_all_sets(summary: Sequence[Row]) -> list[Row]:
+    """The summary over the sets, where there are several."""
+    if len({line["set"] for line in summary}) < 2:
+        return []
+    return [_over_sets(name, summary) for name in dict.fromkeys(line["score"] for line in summary)]
 
 
 def _over_sets(name: str, summary: Sequence[Row]) -> Row:

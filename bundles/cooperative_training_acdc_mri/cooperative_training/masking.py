@@ -70,7 +70,7 @@ def _mask(scores: torch.Tensor, fraction: float, *, soft: bool, ranking: str) ->
 
 
 class LatentMasking:
-    """Masks a code in a way drawn anew for every batch.
+    """Masks a code in a way drawn again for every batch.
 
     Kinds are `dropout` (whole channels of every sample dropped at random, the rest scaled up), `channel` and `spatial`
     (the channels or positions with the highest gradient of the loss, see `channel_mask`). The kind is drawn from

@@ -39,10 +39,10 @@ def _learn(layers: Sequence[nn.BatchNorm2d], parameters: Sequence[nn.Parameter],
 
 
 def both_versions(batch: Mapping[str, torch.Tensor], device: Any = None, *non_blocking: bool, **_: Any) -> Batch:
-    """Joins augmented slices and their un-augmented twins to one batch, in the form of MONAI's `prepare_batch`.
+    """Joins augmented slices and their un-augmented copies to one batch, in the form of MONAI's `prepare_batch`.
 
     Args:
-        batch: `image`, `label`, `twin_image` and `twin_label`, each `(B, 1, H, W)`.
+        batch: `image`, `label`, `clean_image` and `clean_label`, each `(B, 1, H, W)`.
         device: where the batch goes.
         non_blocking: whether the host need not wait for the copy.
 
@@ -50,7 +50,7 @@ def both_versions(batch: Mapping[str, torch.Tensor], device: Any = None, *non_bl
         `image` and `label` `(2B, 1, H, W)`, and for the training module the label as keyword argument.
     """
     image, label = (
-        torch.cat([batch[key], batch[f"twin_{key}"]]).to(device, non_blocking=any(non_blocking))
+        torch.cat([batch[key], batch[f"clean_{key}"]]).to(device, non_blocking=any(non_blocking))
         for key in ("image", "label")
     )
     return image, label, (), {"label": label}

@@ -25,7 +25,7 @@ def file_digest(path: str | Path) -> str:
 
 
 class Annotation:
-    """What the ensemble leaves in its folder.
+    """Outputs of the ensemble in its folder.
 
     `<case>/<case>_{soft,spread,label}.nii.gz`, in this order, so that a case with a label map is done, unless its
     scan has been written to since; and `ensemble.json`, which tells whose they are.

@@ -76,7 +76,7 @@ class BundleMember(nn.Module):
     def _check_channels(self) -> None:
         named = [channel for group in self.channels for channel in group]
         if sum(not group for group in self.channels) > 1 or len(set(named)) < len(named):
-            self._refuse(f"at most one class may be without channels, and no channel in two, got {self.channels}")
+            self._reject(f"at most one class may be without channels, and no channel in two, got {self.channels}")
 
     def load(self, classes: int) -> None:
         """Reads the bundle's config and weights.
@@ -87,7 +87,7 @@ class BundleMember(nn.Module):
                 map of channels has another number of classes.
         """
         if len(self.channels) != classes:
-            self._refuse(f"channels must have one entry for each of {classes} classes, got {self.channels}")
+            self._reject(f"channels must have one entry for each of {classes} classes, got {self.channels}")
         root = self._root()
         self._check_packages(root)
         if str(root) not in sys.path:
@@ -98,7 +98,7 @@ class BundleMember(nn.Module):
         parser.update({"bundle_root": str(root), "device": self.device} | self.overrides)
         needed = ("network_def", "preprocessing", "inferer", "postprocessing")
         if missing := [key for key in needed if key not in parser]:
-            self._refuse(f"its {self.config} config has no {', '.join(missing)}")
+            self._reject(f"its {self.config} config has no {', '.join(missing)}")
         network, self.preprocessing, self.inferer, postprocessing = map(parser.get_parsed_content, needed)
         self.network = load_weights(network, root / self.weights).to(self.device).eval()
         self.postprocessing = _soft_part(postprocessing)
@@ -119,11 +119,11 @@ class BundleMember(nn.Module):
         item["pred"] = convert_to_dst_type(answer[0].float(), item["image"])[0]
         found: MetaTensor = self.postprocessing(item)["pred"]
         if (last := max((max(group) for group in self.channels if group), default=-1)) >= len(found):
-            self._refuse(f"channels name output {last}, it has {len(found)} outputs")
+            self._reject(f"channels name output {last}, it has {len(found)} outputs")
         lowest, highest = float(found.min()), float(found.max())
         if not -1e-3 <= lowest <= highest <= 1 + 1e-3:
             rule = f"gives {lowest:.3g} to {highest:.3g}, no probabilities: its post-processing has no activation"
-            self._refuse(rule)
+            self._reject(rule)
         # The student's outermost voxels may reach beyond the scan: its rim goes on for as much as one of them.
         rim = BorderPad(math.ceil(float(target.pixdim.max() / found.pixdim.min())), mode="replicate")
         onto = ResampleToMatch(mode="bilinear", padding_mode="zeros", dtype=torch.float32)
@@ -144,7 +144,7 @@ class BundleMember(nn.Module):
         sha256 = hashlib.sha256(weights).hexdigest()
         return {"name": self.name, "bundle": self.bundle.name, "sha256": sha256, "settings": settings}
 
-    def _refuse(self, rule: str) -> None:
+    def _reject(self, rule: str) -> None:
         raise InputError([("", f"member {self.name}", f"{self.bundle}: {rule}")])
 
     def _root(self) -> Path:
@@ -154,24 +154,24 @@ class BundleMember(nn.Module):
             folder = Path(_unpacked(folder, folder.stat().st_mtime_ns).name)
         found = [root for root in (folder, *folder.glob("*/")) if (root / "configs/metadata.json").is_file()]
         if not found or (len(found) > 1 and found[0] != folder):
-            self._refuse("is neither a bundle's folder nor a zip of one (no configs/metadata.json, or several)")
+            self._reject("is neither a bundle's folder nor a zip of one (no configs/metadata.json, or several)")
         return found[0]
 
     def _check_packages(self, root: Path) -> None:
         metadata = ConfigParser.load_config_file(root / "configs/metadata.json")
         missing = [name for name in metadata.get("required_packages_version", {}) if not _installed(name)]
         if missing:
-            self._refuse(f"needs packages that are not installed: {', '.join(missing)}")
+            self._reject(f"needs packages that are not installed: {', '.join(missing)}")
         for init in root.glob("*/__init__.py"):
             module = sys.modules.get(init.parent.name)
             if module is not None and Path(str(module.__file__)).resolve() != init.resolve():
-                self._refuse(f"its package {init.parent.name} is already loaded from {module.__file__}")
+                self._reject(f"its package {init.parent.name} is already loaded from {module.__file__}")
 
     def _config_file(self, root: Path) -> Path:
         files = [root / f"configs/{self.config}.{suffix}" for suffix in ("json", "yaml", "yml")]
         found = [file for file in files if file.is_file()]
         if not found:
-            self._refuse(f"has no configs/{self.config}.json or .yaml")
+            self._reject(f"has no configs/{self.config}.json or .yaml")
         return found[0]
 
 

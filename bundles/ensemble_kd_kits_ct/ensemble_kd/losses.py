@@ -102,7 +102,7 @@ class DistillationLoss(nn.Module):
         alone: kind of the loss against labels where there are no soft labels, see `HardLoss`.
 
     Raises:
-        InputError: when alpha is negative or not finite, `soft` is neither of both, or `HardLoss` refuses the others.
+        InputError: when alpha is negative or not finite, `soft` is neither of both, or `HardLoss` rejects the others.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Scores of label maps in mm, and the tables of them that an evaluation leaves behind."""
+"""Scores of label maps in mm, and the tables of them that an evaluation writes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class EachSequenced(Randomizable, MapTransform):
 
     Args:
         keys: scans `(C, H, W, D)`.
-        transform: transforms of arrays `(1, H, W, D)`, which draw anew for every sequence.
+        transform: transforms of arrays `(1, H, W, D)`, which draw again for every sequence.
     """
 
     def __init__(self, keys: KeysCollection, *, transform: Compose) -> None:

@@ -24,7 +24,7 @@ LABEL_ORDER = ["NCR", "ED", "ET", "ET"]
 
 
 class Annotation:
-    """What an annotation run leaves in its folder, and how it goes on after an interruption.
+    """Outputs of an annotation run in its folder, and how it goes on after an interruption.
 
     `<case>/<case>_{soft,disagreement,label}.nii.gz` in this order, so a case with a label map is done; then
     `datalist.json` for the student's training. `ensemble.json` tells which ensemble the folder is of. A scan that has

@@ -11,9 +11,9 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from .datalist import write_datalist
+from .decathlon import DECATHLON_LABELS, channels
 from .duplicates import GRID, SAME, read_fingerprint, same_scans, similarities
 from .shared.data import find_scans, read_split, sequence_files
 from .shared.lists import read_json, read_text
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 LISTS = ("training", "validation", "unlabelled")
 BRATS_LABELS = ["NCR", "ED", "ET", "ET"]  # ET is 4 until 2021, 3 from 2023 on
-DECATHLON_LABELS = ["ED", "NCR", "ET"]
-# Channels of a Decathlon volume in their order, and their names in its dataset.json.
-CHANNELS = {"flair": ("flair",), "t1": ("t1w", "t1"), "t1ce": ("t1gd", "t1ce"), "t2": ("t2w", "t2")}
 
 Problem = tuple[str, str, str]
 
@@ -72,7 +70,7 @@ def make_datalist(
 
     The BraTS patients of `labelled` are divided into training and validation, the same share of every grade. Cases of
     `decathlon` all go to training. Scans are compared by content, because the Decathlon holds patients of BraTS under
-    other names: a copy of a validation case in training would spoil every score, and so would another scan of its
+    other names: a copy of a validation case in training would invalidate every score, and so would another scan of its
     patient, which its name tells.
 
     Args:
@@ -97,38 +95,45 @@ def make_datalist(
         ValueError: an argument is none of those allowed, files are missing or unreadable, channels are in another
             order, an excluded case does not exist, a name or a scan occurs twice, or a list would be empty.
     """
-    if duplicates not in ("refuse", "drop") or not 0 < validation < 1:
-        rule = "duplicates must be refuse or drop, validation between 0 and 1"
-        raise ValueError(f"{rule}, got {duplicates} and {validation}")
+    _check_arguments(duplicates, validation)
     wanted = sequences.split(",") if isinstance(sequences, str) else list(sequences)
-    split = read_split(labelled, sequences=wanted, validation=validation, seed=seed)
     # In the order of precedence: of two that are the same the first stays.
-    scans = [
-        Scan(part, case["case"], {**case, "label_source": "manual", "label_order": BRATS_LABELS, "stack": None})
-        for part in ("validation", "training")
-        for case in split[part]
-    ]
+    scans = _labelled(read_split(labelled, sequences=wanted, validation=validation, seed=seed))
     scans += [] if decathlon is None else _decathlon(Path(decathlon).absolute(), wanted)
     scans += [] if unlabelled is None else _unlabelled(Path(unlabelled).absolute(), wanted)
     excluded = set() if exclude is None else _excluded(Path(exclude), {scan.case for scan in scans})
-    if problems := [
-        (scan.case, str(path), f"{key} is missing")
-        for scan in scans
-        if scan.case not in excluded
-        for key, path in scan.files(wanted)
-        if not path.is_file()
-    ]:
-        raise InputError(problems)
-
+    _check_files(scans, excluded, sequences=wanted)
     dropped = _dropped(
         scans, excluded, sequence="flair" if "flair" in wanted else wanted[0], refuse=duplicates != "drop"
     )
     kept = [scan for index, scan in enumerate(scans) if index not in dropped and scan.case not in excluded]
     path = Path(output).absolute()
     _write(path, kept)
-    numbers = Counter(scan.part for scan in kept)
-    logger.info("%s: %s cases", path, ", ".join(f"{numbers[part]} {part}" for part in LISTS))
+    _log(path, kept)
     return path
+
+
+def _log(path: Path, scans: Iterable[Scan]) -> None:
+    numbers = Counter(scan.part for scan in scans)
+    logger.info("%s: %s cases", path, ", ".join(f"{numbers[part]} {part}" for part in LISTS))
+
+
+def _labelled(split: Mapping[str, Sequence[dict[str, Any]]]) -> list[Scan]:
+    entry = {"label_source": "manual", "label_order": BRATS_LABELS, "stack": None}
+    return [Scan(part, case["case"], case | entry) for part in ("validation", "training") for case in split[part]]
+
+
+def _check_arguments(duplicates: str, validation: float) -> None:
+    if duplicates not in ("refuse", "drop") or not 0 < validation < 1:
+        rule = "duplicates must be refuse or drop, validation between 0 and 1"
+        raise ValueError(f"{rule}, got {duplicates} and {validation}")
+
+
+def _check_files(scans: Iterable[Scan], excluded: set[str], *, sequences: Sequence[str]) -> None:
+    left = [scan for scan in scans if scan.case not in excluded]
+    files = ((scan.case, key, path) for scan in left for key, path in scan.files(sequences))
+    if problems := [(case, str(path), f"{key} is missing") for case, key, path in files if not path.is_file()]:
+        raise InputError(problems)
 
 
 def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
@@ -141,7 +146,7 @@ def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
         raise InputError([("", str(root / "imagesTr"), "holds no volume *.nii.gz")])
     if problems := [(name, str(labels[name]), "has no image in imagesTr") for name in labels if name not in images]:
         raise InputError(problems)
-    entry = {"label_source": "manual", "label_order": DECATHLON_LABELS, "stack": _channels(root, sequences)}
+    entry = {"label_source": "manual", "label_order": DECATHLON_LABELS, "stack": channels(root, sequences)}
     return [
         Scan("training", case, {"case": case, "image": str(path), "label": str(root / "labelsTr" / name), **entry})
         for name, path in images.items()
@@ -152,32 +157,11 @@ def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
 def _unlabelled(root: Path, sequences: Sequence[str]) -> list[Scan]:
     found = find_scans(root, sequences=sequences)
     stacked = [sequence_files(case["image"], sequences) is None for case in found]
-    stack = _channels(root, sequences) if any(stacked) else None
+    stack = channels(root, sequences) if any(stacked) else None
     return [
         Scan("unlabelled", case["case"], {**case, "stack": stack if alone else None})
         for case, alone in zip(found, stacked, strict=True)
     ]
-
-
-def _channels(folder: Path, sequences: Sequence[str]) -> list[str]:
-    """Order of the channels of 4D volumes, held against the dataset.json in or above their folder if there is one."""
-    names = list(CHANNELS)
-    if missing := [name for name in sequences if name not in names]:
-        raise InputError([("", str(folder), f"4D volumes hold {', '.join(names)}, not {', '.join(missing)}")])
-    description = next((p for p in (folder / "dataset.json", folder.parent / "dataset.json") if p.is_file()), None)
-    if description is None:
-        logger.warning("%s: no dataset.json, channels are taken to be %s", folder, ", ".join(names))
-        return names
-    try:
-        modality = read_json(description, kind="description")["modality"]
-        found = [str(modality[str(index)]) for index in range(len(modality))]
-    except (ValueError, LookupError, TypeError) as error:
-        raise InputError([("", str(description), f"has no list of channels under 'modality' ({error!r})")]) from error
-    known = [next((name for name in names if channel.lower() in CHANNELS[name]), channel) for channel in found]
-    if known != names:
-        rule = f"channels must be {', '.join(names)}, they are {', '.join(found)}"
-        raise InputError([("", str(description), rule)])
-    return names
 
 
 def _excluded(path: Path, cases: set[str]) -> set[str]:
@@ -200,36 +184,44 @@ def _dropped(scans: Sequence[Scan], excluded: set[str], *, sequence: str, refuse
     visits = _visits(scans, excluded)
     later |= visits.keys()
     problems = [(scans[index].case, scans[index].entry["image"], rule) for index, rule in visits.items()]
-    problems += [
-        (
-            scans[second].case,
-            scans[second].entry["image"],
-            f"shows the same scan as case {scans[first].case}: {scans[first].entry['image']} "
-            f"(similarity {similarity[first, second]:.3f})",
-        )
-        for group in groups
-        for first, second in combinations(group, 2)
-        if similarity[first, second] >= SAME and not open_ones.isdisjoint((first, second))
-    ]
+    for first, second in chain.from_iterable(combinations(group, 2) for group in groups):
+        if similarity[first, second] >= SAME and not open_ones.isdisjoint((first, second)):
+            problems.append(_duplicate(scans[first], scans[second], float(similarity[first, second])))
+    _settle(problems, scans, excluded, later=later, refuse=refuse)
+    return later
+
+
+def _duplicate(first: Scan, second: Scan, similarity: float) -> Problem:
+    rule = f"shows the same scan as case {first.case}: {first.entry['image']} (similarity {similarity:.3f})"
+    return second.case, second.entry["image"], rule
+
+
+def _settle(
+    problems: Sequence[Problem], scans: Sequence[Scan], excluded: set[str], *, later: set[int], refuse: bool
+) -> None:
+    """Raises problems or logs what is left out for them; of those that stay no two may have one name."""
     if refuse and problems:
         advice = "--duplicates drop leaves out the scan named first in each line; or name it in a file for --exclude."
-        raise ValueError(f"{InputError(problems + list(_names_twice(scans, excluded)))}\n{advice}")
+        raise ValueError(f"{InputError([*problems, *_names_twice(scans, excluded)])}\n{advice}")
     for case, file, rule in problems:
         logger.info("case %s: %s: %s", case, file, rule)
     if twice := list(_names_twice([scan for index, scan in enumerate(scans) if index not in later], excluded)):
         raise InputError(twice)
-    return later
 
 
 def _visits(scans: Sequence[Scan], excluded: set[str]) -> dict[int, str]:
     """Indices of scans to learn from whose patient validates or is excluded, as names tell; why each may not stay."""
     part_of = {scan.case: scan.part for scan in reversed(scans)}
+    held_out = excluded | {case for case, part in part_of.items() if part == "validation"}
     found: dict[str, str] = {}
     for cases in by_patient(list(part_of)).values():
-        for held in (case for case in cases if part_of[case] == "validation" or case in excluded):
+        for held in filter(held_out.__contains__, cases):
             found |= dict.fromkeys(cases, f"is of the patient of case {held}, who validates or is excluded")
-    learnt = [(i, s) for i, s in enumerate(scans) if s.part != "validation" and s.case not in excluded]
-    return {index: found[scan.case] for index, scan in learnt if scan.case in found}
+    return {
+        index: found[scan.case]
+        for index, scan in enumerate(scans)
+        if scan.part != "validation" and scan.case in found and scan.case not in excluded
+    }
 
 
 def _names_twice(scans: Sequence[Scan], excluded: set[str]) -> Iterator[Problem]:

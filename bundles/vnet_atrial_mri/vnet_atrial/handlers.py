@@ -1,4 +1,4 @@
-"""Evaluation in millimetres and the tables that runs leave behind."""
+"""Evaluation in millimetres and the tables that runs write."""
 
 from __future__ import annotations
 

@@ -42,13 +42,13 @@ def case(folder: Path, label: NDArray[Any], affine: NDArray[Any] = AXES) -> dict
 
 
 def overwrite(path: str, *, offset: int, values: NDArray[Any]) -> None:
-    """Replaces bytes of a NIfTI header, which nibabel would refuse to write."""
+    """Replaces bytes of a NIfTI header, which nibabel would not write."""
     content = bytearray(gzip.decompress(Path(path).read_bytes()))
     content[offset : offset + values.nbytes] = values.tobytes()
     Path(path).write_bytes(gzip.compress(bytes(content)))
 
 
-def refusal(*args: Any, **kwargs: Any) -> str:
+def rejection(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(InputError) as caught:
         check_stacks(*args, **kwargs)
     return str(caught.value)
@@ -63,7 +63,7 @@ class TestLabelOrder:
             if list(order) == [right[value] for value in (1, 2, 3)]:
                 check_stacks([[found]], label_order=order)
             else:
-                message = refusal([[found]], label_order=order)
+                message = rejection([[found]], label_order=order)
                 assert f"case patient001_ED: {found['label']}: contradicts label_order {list(order)}" in message
                 assert f"value {values[2]} is enclosed by value {values[1]}" in message
 
@@ -85,14 +85,14 @@ class TestLabelOrder:
         for across in (0, 1):
             found = case(tmp_path, np.moveaxis(channel, 0, across))
             check_stacks([[found]])
-            assert "value 3 is enclosed by value 2" in refusal([[found]], label_order=["LV", "MYO", "RV"])
+            assert "value 3 is enclosed by value 2" in rejection([[found]], label_order=["LV", "MYO", "RV"])
         layers = case(tmp_path, np.moveaxis(channel, 0, 2))
         for order in permutations(("RV", "MYO", "LV")):
             check_stacks([[layers]], label_order=order)
 
     @pytest.mark.parametrize("order", [["RV", "MYO"], ["RV", "MYO", "MYO"], ["rv", "myo", "lv"]])
     def test_no_order(self, order: list[str]) -> None:
-        assert "label_order: must order RV, MYO, LV, got" in refusal([[]], label_order=order)
+        assert "label_order: must order RV, MYO, LV, got" in rejection([[]], label_order=order)
 
     def test_inference_reads_no_label(self, tmp_path: Path) -> None:
         check_stacks([[{"case": "x", "image": case(tmp_path, heart())["image"]}]], label=None)
@@ -101,7 +101,7 @@ class TestLabelOrder:
 class TestHeader:
     def test_slices_along_another_axis(self, tmp_path: Path) -> None:
         found = case(tmp_path, np.moveaxis(heart(), 2, 0), np.diag([8, 1.5, 1.5, 1]))
-        message = refusal([[found]], label=None)
+        message = rejection([[found]], label=None)
         assert f"case patient001_ED: {found['image']}: slices must lie along the third axis" in message
         assert "they are 8 x 1.5 x 1.5 mm" in message
 
@@ -115,7 +115,7 @@ class TestHeader:
     def test_spacing(self, pixdim: tuple[float, float, float], tmp_path: Path) -> None:
         found = case(tmp_path, heart())
         overwrite(found["image"], offset=80, values=np.array(pixdim, "<f4"))
-        message = refusal([[found]])
+        message = rejection([[found]])
         assert f"case patient001_ED: {found['image']}: image has no voxel size, pixdim is" in message
 
     def test_blank_header(self, tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ class TestHeader:
         found = case(tmp_path, heart())
         image = nibabel.Nifti1Image(heart(), None)
         nibabel.save(image, found["image"])
-        assert "image does not say how it lies in the patient" in refusal([[found]])
+        assert "image does not say how it lies in the patient" in rejection([[found]])
 
     def test_all_problems_at_once(self, tmp_path: Path) -> None:
         cases = []
         for name in "ab":
             (tmp_path / name).mkdir()
             cases.append({**case(tmp_path / name, heart((3, 2, 1)), np.diag([8, 1.5, 1.5, 1])), "patient": name})
-        assert "4 problem(s)" in refusal([cases])
+        assert "4 problem(s)" in rejection([cases])
 
 
 class TestPatients:
@@ -150,7 +150,7 @@ class TestPatients:
 
     def test_frames_of_one_patient_in_two_lists(self) -> None:
         names = ("/d/patient001_frame01.nii.gz", "/d/patient001_frame12.nii.gz")
-        message = refusal([[{"image": name, "patient": "patient001"}] for name in names])
+        message = rejection([[{"image": name, "patient": "patient001"}] for name in names])
         assert f"case patient001_frame12.nii.gz: {names[1]}: patient patient001 is in two splits" in message
 
     def test_frames_as_monai_label_draws_them(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -189,7 +189,7 @@ class TestRealScans:
         cases = [*split["training"], *split["validation"]]
         check_stacks([cases])
         for order in list(permutations(("RV", "MYO", "LV")))[1:]:
-            assert f"{len(cases)} problem(s)" in refusal([cases], label_order=order)
+            assert f"{len(cases)} problem(s)" in rejection([cases], label_order=order)
 
     def test_header_as_distributed(self, real_data: Path) -> None:
         """Its sform tells voxels of 1 mm, its pixdim the true size: that is what is loaded and checked."""

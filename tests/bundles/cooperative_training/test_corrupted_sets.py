@@ -1,4 +1,4 @@
-"""The command that writes corrupted test sets: grids, labels, manifests, resuming, refusals, a real patient."""
+"""The command that writes corrupted test sets: grids, labels, manifests, resuming, rejections, a real patient."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
 
 
-def refusal(run: Run, **overrides: Any) -> str:
+def rejection(run: Run, **overrides: Any) -> str:
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         run(**overrides)
     error: BaseException | None = caught.value
@@ -156,10 +156,10 @@ def test_processes_write_the_same(run: Run) -> None:
 def test_other_settings_do_not_mix(run: Run) -> None:
     sets = run(corruptions=["RandomSpike"])
     before = stamps(sets)
-    message = refusal(run, **{"settings::RandomSpike::intensity": [1, 2]})
+    message = rejection(run, **{"settings::RandomSpike::intensity": [1, 2]})
     assert "made with other settings" in message
     assert stamps(sets) == before
-    assert "made with other patch_size" in refusal(run, patch_size=[16, 16])
+    assert "made with other patch_size" in rejection(run, patch_size=[16, 16])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_other_settings_do_not_mix(run: Run) -> None:
     ],
 )
 def test_bad_setting_writes_nothing(run: Run, tmp_path: Path, overrides: dict[str, Any], named: str) -> None:
-    assert named in refusal(run, **overrides)
+    assert named in rejection(run, **overrides)
     assert not list(tmp_path.iterdir())
 
 

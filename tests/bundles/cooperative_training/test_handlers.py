@@ -131,7 +131,7 @@ def scored(test_set: str, dice: float) -> tuple[dict[str, str], dict[str, MetaTe
 
 def test_table_of_an_evaluation(tmp_path: Path) -> None:
     handler = CaseScores(str(tmp_path / "new" / "metrics.csv"), structures=["LV"])
-    for _ in range(2):  # the second run starts anew
+    for _ in range(2):  # the second run starts again
         engine = evaluate(handler, [scored("clean", 0.8), scored("spike", 0.5)])
     first, second = read(tmp_path / "new/metrics.csv")
     assert list(first) == ["case", "patient", "frame", "set", "dice_LV", "hd95_LV", "dice", "error"]

@@ -1,4 +1,4 @@
-"""Both methods on real scans: a short training of ten patients, tested on unseen, corrupted and foreign ones."""
+"""Both methods on real scans: a short training of ten patients, tested on held-out, corrupted and foreign ones."""
 
 from __future__ import annotations
 

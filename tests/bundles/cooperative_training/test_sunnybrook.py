@@ -34,7 +34,7 @@ def source(folder: Path, mask: NDArray[np.uint8] = MASK) -> Path:
 
 
 def test_slices_become_volumes_that_the_evaluation_reads(tmp_path: Path) -> None:
-    """Rows of a picture are y, columns x; the left ventricle is 3; nothing but ES is expected of a patient."""
+    """Rows of an image are y, columns x; the left ventricle is 3; nothing but ES is expected of a patient."""
     output = sunnybrook(str(source(tmp_path / "png")), str(tmp_path / "set"), pixel=1.4, thickness=10)
     cases = evaluation_cases({"training": [], "validation": [], "test": []}, test_sets={"sunnybrook": str(output)})
     names = ["SC-HF-I-01-IM-0001-0048", "SC-N-02-IM-0001-0088"]

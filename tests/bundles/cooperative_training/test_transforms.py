@@ -284,7 +284,7 @@ def test_shipped_chain_without_chance_is_the_reference_of_validation() -> None:
     item = shipped(**STILL)({"image": image, "label": torch.zeros(1, 200, 230, dtype=torch.uint8)})
     assert item["image"].shape == (1, 192, 192)
     assert item["image"][0, ::8, ::8].numpy() == pytest.approx(GOLDEN["validate_image"], abs=1e-4)
-    assert torch.equal(item["twin_image"], image[:, 4:196, 19:211])
+    assert torch.equal(item["clean_image"], image[:, 4:196, 19:211])
 
 
 @pytest.mark.parametrize("shape", [(150, 201), (225, 161)])
@@ -295,5 +295,5 @@ def test_shipped_chain_pads_and_survives_constant_slices(shape: tuple[int, int])
         item = shipped()({"image": torch.full((1, *shape), 0.3 * step), "label": label})
         assert torch.all((item["image"] >= 0) & (item["image"] <= 1))
         assert set(item["label"].flatten().tolist()) == {0, 2}
-        assert item["twin_image"].shape == item["twin_label"].shape == (1, 192, 192)
-        assert item["twin_image"].max() == pytest.approx(0.3 * step)
+        assert item["clean_image"].shape == item["clean_label"].shape == (1, 192, 192)
+        assert item["clean_image"].max() == pytest.approx(0.3 * step)

@@ -93,7 +93,7 @@ def test_archives_of_both_forms(top: str, scan: torch.Tensor, tmp_path: Path) ->
 def test_released_archive_gives_what_the_folder_gives(
     scan: torch.Tensor, tiny_weights: NamedPath, tmp_path: Path
 ) -> None:
-    """With JSON in the place of YAML; where the package is loaded already, it is refused."""
+    """With JSON in the place of YAML; where the package is loaded already, it is rejected."""
     given: dict[str, Any] = {"weights": str(tiny_weights(ATRIAL) / "model.pt"), "overrides": SETTINGS | TINY}
     expected = member(REPO / "bundles" / ATRIAL, [[], [0]], **given)(scan)
     pack(ATRIAL, str(tmp_path))

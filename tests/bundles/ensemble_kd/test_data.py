@@ -1,4 +1,4 @@
-"""Where ensemble_kd_kits_ct finds its scans, and what it refuses: folders of KiTS and ACDC, datalists, volumes."""
+"""Where ensemble_kd_kits_ct finds its scans, and what it rejects: folders of KiTS and ACDC, datalists, volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ensemble of ensemble_kd_kits_ct: mean and spread against the reference implementation and by hand, refusals."""
+"""The ensemble of ensemble_kd_kits_ct: mean and spread against the reference implementation and by hand, rejections."""
 
 from __future__ import annotations
 

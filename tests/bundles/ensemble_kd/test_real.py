@@ -1,4 +1,4 @@
-"""ensemble_kd_kits_ct on real scans: kidney labels with painted CT, a real CT, and cardiac MRI of real patients."""
+"""ensemble_kd_kits_ct on real scans: kidney labels with synthetic CT, a real CT, and cardiac MRI of real patients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from monai.utils import set_determinism
 
 from tests.conftest import NamedPath, config_files
 from tests.support.runs import run
-from tools.experiments.ensemble_kd_kits_ct.synthetic_ct import painted
+from tools.experiments.ensemble_kd_kits_ct.synthetic_ct import synthetic_ct
 
 BUNDLE = "ensemble_kd_kits_ct"
 STRUCTURES = ("RV", "MYO", "LV")
@@ -56,13 +56,13 @@ def _label(training: ConfigParser, case: dict[str, str]) -> Any:
     return item["label"].numpy()
 
 
-def test_painted_scans_have_the_kidneys_of_the_patients(real_data: Path, tmp_path: Path) -> None:
+def test_synthetic_ct_has_the_kidneys_of_the_patients(real_data: Path, tmp_path: Path) -> None:
     """Volumes in ml are those of the labels, and the tissue is brighter than the tumour, which is brighter than fat."""
     labels = tmp_path / "labels/case_00004"
     labels.mkdir(parents=True)
     source = real_data / "kidney/labels/case_00004/segmentation.nii.gz"
     (labels / source.name).symlink_to(source)
-    folder = painted(str(tmp_path / "labels"), str(tmp_path / "scans"), spacing=4.0) / "case_00004"
+    folder = synthetic_ct(str(tmp_path / "labels"), str(tmp_path / "scans"), spacing=4.0) / "case_00004"
     label, image, before = (
         voxels(folder / "segmentation.nii.gz"),
         voxels(folder / "imaging.nii.gz"),
@@ -88,7 +88,7 @@ def test_real_ct_gets_a_mask_on_its_grid(real_data: Path, tiny_weights: NamedPat
 
 @pytest.mark.nightly
 def test_members_ensemble_and_student_on_acdc(real_data: Path, tmp_path: Path) -> None:
-    """Minutes of training find the heart of an unseen patient; soft labels lie on the grids of different scans."""
+    """Minutes of training find the heart of a held-out patient; soft labels lie on the grids of different scans."""
     split = tmp_path / "split.json"
     cases = {
         "training": ["patient001", "patient021", "patient041", "patient061"],

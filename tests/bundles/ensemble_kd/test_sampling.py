@@ -115,12 +115,12 @@ def test_percentages_that_rule_out_one_kind_of_background() -> None:
     empty = torch.zeros(1, 11, 11, 11, dtype=torch.int64)
     mixed = empty.clone()
     mixed[0, ::2, ::2, ::2] = mixed[0, 1::2, 1::2, 1::2] = 1
-    for label, allowed, refused, kind in ((mixed, 1, 2, "class 0 alone"), (empty, 100, 99, "class 0 are")):
+    for label, allowed, invalid, kind in ((mixed, 1, 2, "class 0 alone"), (empty, 100, 99, "class 0 are")):
         settings = {"ratios": (1, 0, 0), "length": 1}
         (batch,) = batches({"image": label, "label": label}, full_background=allowed, **settings)
         assert bool(batch["label"].any()) == (label is mixed)
         with pytest.raises(InputError, match=f"patches of {kind}"):
-            batches({"image": label, "label": label}, full_background=refused, **settings)
+            batches({"image": label, "label": label}, full_background=invalid, **settings)
 
 
 def test_cases_and_axes_without_the_class(caplog: pytest.LogCaptureFixture) -> None:

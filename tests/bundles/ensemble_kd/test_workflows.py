@@ -117,7 +117,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "rule"),
+    ("change", "rule"),
     [
         (lambda soft: soft * 0.9, "soft labels must sum to 1 in every voxel, found 0.9"),
         (lambda soft: soft[..., :2], "soft labels must have 3 channels on their fourth axis"),
@@ -125,14 +125,14 @@ def root_cause(error: BaseException) -> BaseException:
         (lambda soft: soft + np.array([-0.5, 0.25, 0.25], dtype=np.float32), "soft labels must lie between 0 and 1"),
     ],
 )
-def test_spoilt_soft_labels(chain: Path, phantoms: NamedPath, tmp_path: Path, spoil: Any, rule: str) -> None:
+def test_invalid_soft_labels(chain: Path, phantoms: NamedPath, tmp_path: Path, change: Any, rule: str) -> None:
     """Named with their case before anything starts."""
     soft_labels = Path(copy(chain / "eval", tmp_path / "soft"))
     for path in soft_labels.glob("*/*_soft.nii.gz"):
         file = nibabel.load(path)
-        spoilt = nibabel.Nifti1Image(spoil(np.asarray(file.dataobj, dtype=np.float32)), file.affine)
+        changed = nibabel.Nifti1Image(change(np.asarray(file.dataobj, dtype=np.float32)), file.affine)
         path.unlink()
-        nibabel.save(spoilt, path)
+        nibabel.save(changed, path)
     with pytest.raises(Exception, match="check_scans") as error:
         student(chain, phantoms(NAME), tmp_path / "student", soft_labels=str(soft_labels))
     cause = root_cause(error.value)

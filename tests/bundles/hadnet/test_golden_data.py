@@ -188,7 +188,7 @@ def stray_volumes() -> dict[str, Array]:
 @pytest.mark.parametrize("given", [list(SEQUENCES), WITHOUT])
 @pytest.mark.parametrize("size", [(32, 32, 32), (16, 16, 16)])
 def test_boxes_of_the_sequences_do_not_matter(given: list[str], size: tuple[int, ...], tmp_path: Path) -> None:
-    """The reference refuses such a scan, and any without T1ce."""
+    """The reference rejects such a scan, and any without T1ce."""
     volumes = stray_volumes()
     boxes = [[(index.min(), index.max()) for index in volume.nonzero()] for volume in volumes.values()]
     assert {box[2] for box in boxes} == {(1, 22)}

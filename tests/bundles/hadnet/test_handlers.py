@@ -112,7 +112,7 @@ def numbers(line: dict[str, str]) -> list[float]:
 def test_tables_of_an_evaluation(tmp_path: Path, size: int) -> None:
     """Core of 10 voxels, moved by 0, 1 and 2 of 1.5 mm."""
     handler = UncertainCaseScores(str(tmp_path / "new" / "metrics.csv"))
-    for _ in range(2):  # the second run starts anew
+    for _ in range(2):  # the second run starts again
         engine = evaluate(handler, [scored(f"case_{shift}", shift) for shift in range(3)], size=size)
     table = read(tmp_path / "new/metrics.csv")
     assert list(table) == ["case_0", "case_1", "case_2"]

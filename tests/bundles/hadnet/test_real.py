@@ -101,7 +101,7 @@ def test_absent_enhancing_tumour_is_scored(low_grade: Path, tmp_path: Path) -> N
 
 @pytest.mark.nightly
 def test_three_stages(patients: Path, tmp_path: Path) -> None:
-    """Teacher with FLAIR and post-contrast T1, student with FLAIR alone; three patients train, the fourth is unseen.
+    """Teacher with FLAIR and post-contrast T1, student with FLAIR alone; three patients train, the fourth is held out.
 
     A few steps on three patients prove no accuracy. They show that the stages run on real scans, and that the student's
     scores and masks are the same where the post-contrast files are not there.

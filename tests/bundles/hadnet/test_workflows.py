@@ -40,7 +40,7 @@ def masks(folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def test_three_commands_chain_by_file_names(data: Path, tmp_path: Path) -> None:
-    """From an empty folder of weights; the stages with more to see leave what the next one finds."""
+    """From an empty folder of weights; the outputs of one stage are the inputs of the next."""
     for stage in ("pretrain_teacher", "pretrain_student", "train"):
         run(BUNDLE, stage, data=data, folder=tmp_path / "run", max_epochs=1)
     left = {path.name: path for path in (tmp_path / "run/models").iterdir()}

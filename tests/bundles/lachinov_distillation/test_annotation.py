@@ -41,7 +41,7 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def annotated(unlabelled: Path, tiny_weights: NamedPath, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an uninterrupted annotation leaves; read only."""
+    """Outputs of an uninterrupted annotation; read only."""
     folder = tmp_path_factory.mktemp("annotated")
     copy(tiny_weights(BUNDLE), folder / "models")
     run(BUNDLE, "annotate", data=unlabelled, folder=folder)

@@ -92,22 +92,22 @@ def test_hidden_files_do_not_count(data: Data) -> None:
     for path in data.root.glob("imagesTs/B*"):
         path.unlink()
     (data.root / "list.json").unlink()
-    data.refused("imagesTs: holds neither cases with t1, t1ce, t2, flair nor a volume *.nii.gz")
+    data.invalid("imagesTs: holds neither cases with t1, t1ce, t2, flair nor a volume *.nii.gz")
 
 
 def test_sequences_as_typed(data: Data) -> None:
     (data.root / "labelled/HGG/B0/B0_t2.nii.gz").unlink()
-    data.refused("case B0", "B0_t2.nii.gz: t2 is missing")
+    data.invalid("case B0", "B0_t2.nii.gz: t2 is missing")
     assert data.make(sequences="flair,t1")["validation"][0]["image"] == "labelled/HGG/B2/B2_flair.nii.gz"
 
 
 def test_name_of_two_cases(data: Data) -> None:
     stack(data.root / "imagesTs/BRATS_100.nii.gz", patient(300))
     rule = f"imagesTs/BRATS_100.nii.gz: has the name of another case: {data.root / 'imagesTr/BRATS_100.nii.gz'}"
-    data.refused("1 problem(s)", rule)
-    data.refused("1 problem(s)", rule, duplicates="drop")
+    data.invalid("1 problem(s)", rule)
+    data.invalid("1 problem(s)", rule, duplicates="drop")
     stack(data.root / "imagesTs/BRATS_100.nii.gz", patient(100))
-    data.refused("2 problem(s)", rule)
+    data.invalid("2 problem(s)", rule)
     assert data.names(duplicates="drop") == SPLIT
 
 
@@ -123,8 +123,8 @@ def test_name_of_two_cases(data: Data) -> None:
 )
 def test_channels_of_the_decathlon(data: Data, content: Any, rule: str) -> None:
     (data.root / "dataset.json").write_text(json.dumps(content))
-    data.refused("dataset.json: ", rule)
-    data.refused("dataset.json: ", rule, decathlon=None)
+    data.invalid("dataset.json: ", rule)
+    data.invalid("dataset.json: ", rule, decathlon=None)
 
 
 def test_order_of_channels_without_a_description(data: Data, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,38 +140,38 @@ def test_excluding_a_name_of_two_cases_excludes_both(data: Data) -> None:
 
 def test_sequence_to_compare_without_flair(data: Data) -> None:
     """Then the first, T1, which in these volumes is of one value."""
-    data.refused("4 problem(s)", "case BRATS_200: ", "shows no brain", sequences=("t1", "t2"))
+    data.invalid("4 problem(s)", "case BRATS_200: ", "shows no brain", sequences=("t1", "t2"))
 
 
 def test_sequence_that_the_decathlon_lacks(data: Data) -> None:
-    data.refused("4D volumes hold flair, t1, t1ce, t2, not dwi", sequences=("flair", "dwi"))
+    data.invalid("4D volumes hold flair, t1, t1ce, t2, not dwi", sequences=("flair", "dwi"))
 
 
 @pytest.mark.parametrize("shape", [(40, 48, 36), (40, 48, 36, 3), (40, 48, 36, 5)])
 def test_shape_of_a_stack(data: Data, shape: tuple[int, ...]) -> None:
     for path in (data.root / "imagesTr/BRATS_101.nii.gz", data.root / "imagesTs/BRATS_201.nii.gz"):
         write(path, np.ones(shape, np.int16))
-    text = data.refused("2 problem(s)", f"its shape must be (H, W, D, 4), it is {shape}")
+    text = data.invalid("2 problem(s)", f"its shape must be (H, W, D, 4), it is {shape}")
     assert "case BRATS_101: " in text
     assert "case BRATS_201: " in text
 
 
 def test_stack_where_a_sequence_should_be(data: Data) -> None:
     stack(data.root / "labelled/HGG/B0/B0_flair.nii.gz", patient(0))
-    data.refused("1 problem(s)", "case B0", "its shape must be (H, W, D), it is (40, 48, 36, 4)")
+    data.invalid("1 problem(s)", "case B0", "its shape must be (H, W, D), it is (40, 48, 36, 4)")
 
 
 def test_missing_files_at_once(data: Data) -> None:
     for file in ("labelled/HGG/B0/B0_seg.nii.gz", "labelled/LGG/B5/B5_t1ce.nii.gz", "labelsTr/BRATS_101.nii.gz"):
         (data.root / file).unlink()
-    text = data.refused("3 problem(s)", "B0_seg.nii.gz: label is missing", "B5_t1ce.nii.gz: t1ce is missing")
+    text = data.invalid("3 problem(s)", "B0_seg.nii.gz: label is missing", "B5_t1ce.nii.gz: t1ce is missing")
     assert f"case BRATS_101: {data.root / 'labelsTr/BRATS_101.nii.gz'}: label is missing" in text
 
 
 def test_label_without_an_image(data: Data) -> None:
     (data.root / "imagesTr/BRATS_101.nii.gz").unlink()
-    data.refused("labelsTr/BRATS_101.nii.gz: has no image in imagesTr")
-    data.refused("imagesTr: holds no volume", decathlon=str(data.root / "labelled"))
+    data.invalid("labelsTr/BRATS_101.nii.gz: has no image in imagesTr")
+    data.invalid("imagesTr: holds no volume", decathlon=str(data.root / "labelled"))
 
 
 @pytest.mark.parametrize("options", [{"duplicates": "keep"}, {"validation": 0}, {"validation": 1}])
@@ -182,7 +182,7 @@ def test_option_that_does_not_exist(data: Data, options: dict[str, Any]) -> None
 
 @pytest.mark.gate
 def test_command(data: Data) -> None:
-    """From the folder of the bundle; a mistyped option is refused before anything is read."""
+    """From the folder of the bundle; a mistyped option is rejected before anything is read."""
     command = [sys.executable, "-m", "lachinov_distillation.make_datalist", str(data.root / "list.json")]
     command += [
         "--labelled",

@@ -1,4 +1,4 @@
-"""Real LGE-MRI: both stages trained for minutes at low resolution, the whole method scored on unseen scans."""
+"""Real LGE-MRI: both stages trained for minutes at low resolution, the whole method scored on held-out scans."""
 
 from __future__ import annotations
 

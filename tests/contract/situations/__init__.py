@@ -37,7 +37,7 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Invalid:
     """The run ends before any scan is segmented or weight trained, with a message that has these parts in one line.
 
     `{case}`, `{file}` and `{data}` stand for the first validation case, its image, and the data folder.
@@ -70,7 +70,7 @@ class Situation:
 
     name: str
     make: Callable[[Scene], Any]
-    wanted: Same | Refused | Failed
+    wanted: Same | Invalid | Failed
     bundles: Sequence[str] = tuple(NAMES)
     commands: Sequence[str] = ("inference",)
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tests.conftest import config_files, package
-from tests.contract.situations import Refused, Same, Scene, Situation
+from tests.contract.situations import Invalid, Same, Scene, Situation
 from tools import REPO
 
 ONE = ["hadnet_brats_mri"]
@@ -36,10 +36,10 @@ def of_another_bundle(scene: Scene) -> None:
 
 SITUATIONS = [
     Situation(
-        "config of another copy", of_a_copy, Refused(["copy/configs/inference.yaml", "code that runs"]), bundles=ONE
+        "config of another copy", of_a_copy, Invalid(["copy/configs/inference.yaml", "code that runs"]), bundles=ONE
     ),
     Situation("config by a link", by_a_link, Same(), bundles=ONE),
     Situation(
-        "metadata of another bundle", of_another_bundle, Refused(["vnet_atrial_mri/configs/metadata.json"]), bundles=ONE
+        "metadata of another bundle", of_another_bundle, Invalid(["vnet_atrial_mri/configs/metadata.json"]), bundles=ONE
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 from tests.support.corruption import cut
 
 BOTH = ["vnet_atrial_mri", "hadnet_brats_mri"]  # NRRD and NIfTI, a volume and several sequences
@@ -35,15 +35,15 @@ SITUATIONS = [
     Situation(
         "a scan is cut short",
         lambda scene: cut(scene.cases["validation"][0]["image"]),
-        Refused(["{case}", "{file}", "cannot be read"]),
+        Invalid(["{case}", "{file}", "cannot be read"]),
         bundles=BOTH,
     ),
-    Situation("a bit of a scan is flipped", flip, Refused(["{case}", "{file}", "cannot be read"]), bundles=BOTH),
-    Situation("a scan goes on", append, Refused(["{case}", "{file}", "cannot be read"]), bundles=BOTH),
+    Situation("a bit of a scan is flipped", flip, Invalid(["{case}", "{file}", "cannot be read"]), bundles=BOTH),
+    Situation("a scan goes on", append, Invalid(["{case}", "{file}", "cannot be read"]), bundles=BOTH),
     Situation(
         "a label of a scan to evaluate is a pipe",
         pipe,
-        Refused(["{case}", "label is no regular file"]),
+        Invalid(["{case}", "label is no regular file"]),
         bundles=BOTH[1:],
         commands=["evaluate"],
     ),

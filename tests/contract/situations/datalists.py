@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 
 
 def of_monai(scene: Scene) -> None:
@@ -26,13 +26,13 @@ SITUATIONS = [
     Situation(
         "a datalist of unknown lists",
         of_monai,
-        Refused(["datalist.json: ", "'testing' is none of training, validation, test"]),
+        Invalid(["datalist.json: ", "'testing' is none of training, validation, test"]),
         bundles=["ensemble_kd_kits_ct", "lachinov_distillation_brats_mri"],
     ),
     Situation(
         "a split file of unknown lists",
         with_misnamed_lists,
-        Refused(["split.json: ", "'val' is none of training, validation, test, is it 'validation'?"]),
+        Invalid(["split.json: ", "'val' is none of training, validation, test, is it 'validation'?"]),
         commands=["train"],
         bundles=["vnet_atrial_mri", "cooperative_training_acdc_mri"],
     ),

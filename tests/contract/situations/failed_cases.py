@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.conftest import NAMES
-from tests.contract.situations import Failed, Refused, Scene, Situation
+from tests.contract.situations import Failed, Invalid, Scene, Situation
 from tests.support.corruption import cut
 from tests.support.runs import copy, run
 
@@ -21,7 +21,7 @@ def for_the_second_time(scene: Scene) -> None:
 
 
 def unchecked_training(scene: Scene) -> None:
-    """The same before a training that starts anew."""
+    """The same before a training that starts again."""
     unchecked(scene)
     scene.options["restart"] = True
 
@@ -39,7 +39,7 @@ SITUATIONS = [
     Situation(
         "a scan to validate on breaks after the checks",
         unchecked_training,
-        Refused(["case {case}: "]),
+        Invalid(["case {case}: "]),
         bundles=[NAMES[0], NAMES[2]],
         commands=["train"],
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.contract.situations import Refused, Same, Scene, Situation
+from tests.contract.situations import Invalid, Same, Scene, Situation
 from tests.support.runs import stem
 
 
@@ -32,13 +32,13 @@ SITUATIONS = [
     Situation(
         "two files for one scan",
         other_format,
-        Refused(["is ambiguous"]),
+        Invalid(["is ambiguous"]),
         bundles=["vnet_atrial_mri", "cooperative_training_acdc_mri", "hadnet_brats_mri"],
     ),
     Situation(
         "two files for one label",
         lambda scene: other_format(scene, "label"),
-        Refused(["is ambiguous"]),
+        Invalid(["is ambiguous"]),
         bundles=["vnet_atrial_mri", "cooperative_training_acdc_mri", "hadnet_brats_mri"],
         commands=["evaluate"],
     ),

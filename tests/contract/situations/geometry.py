@@ -9,7 +9,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 
 Change = Callable[[Any], None]
 ONE = ["hadnet_brats_mri"]  # what decides is the same in all
@@ -67,31 +67,31 @@ def shifted(header: Any) -> None:
 
 SITUATIONS = [
     Situation(
-        "a gantry was tilted", with_header(tilt), Refused(["{case}", "{file}", "sheared by 18 deg"]), bundles=ONE
+        "a gantry was tilted", with_header(tilt), Invalid(["{case}", "{file}", "sheared by 18 deg"]), bundles=ONE
     ),
     Situation(
         "voxels are given in metres",
         with_header(metres),
-        Refused(["{case}", "{file}", "has voxels of 0.00"]),
+        Invalid(["{case}", "{file}", "has voxels of 0.00"]),
         bundles=ONE,
     ),
-    Situation("a header says metres", with_header(in_metres), Refused(["{case}", "{file}", "unit metre"]), bundles=ONE),
+    Situation("a header says metres", with_header(in_metres), Invalid(["{case}", "{file}", "unit metre"]), bundles=ONE),
     Situation(
         "qform and sform differ",
         with_header(two_places),
-        Refused(["{case}", "{file}", "lies at two places"]),
+        Invalid(["{case}", "{file}", "lies at two places"]),
         bundles=ONE,
     ),
     Situation(
         "there is neither qform nor sform",
         with_header(nowhere),
-        Refused(["{case}", "{file}", "does not say how it lies in the patient"]),
+        Invalid(["{case}", "{file}", "does not say how it lies in the patient"]),
         bundles=[*ONE, "cooperative_training_acdc_mri"],
     ),
     Situation(
         "a label's corner is off",
         with_header(shifted, "label"),
-        Refused(["{case}", "label"]),
+        Invalid(["{case}", "label"]),
         bundles=ONE,
         commands=["evaluate"],
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 from tests.support.corruption import array, rewrite
 
 BRATS = ["hadnet_brats_mri", "lachinov_distillation_brats_mri"]
@@ -43,21 +43,21 @@ SITUATIONS = [
     Situation(
         "labels of the Decathlon",
         of_the_decathlon,
-        Refused(["BRATS_009", "where 1 is oedema and 2 the core: label_order [ED, NCR, ET] says so"]),
+        Invalid(["BRATS_009", "where 1 is oedema and 2 the core: label_order [ED, NCR, ET] says so"]),
         bundles=BRATS[:1],
         commands=["evaluate"],
     ),
     Situation(
         "labels of two conventions",
         of_2023,
-        Refused(["{case}", "has 3 for enhancing tumour, and 4 has case ", "a data set has one convention"]),
+        Invalid(["{case}", "has 3 for enhancing tumour, and 4 has case ", "a data set has one convention"]),
         bundles=BRATS,
         commands=["train"],
     ),
     Situation(
         "labels with a resection cavity",
         with_cavity,
-        Refused(["{case}", "label values 3 and 4 must not be in one file", "resection cavity", "set it to 0"]),
+        Invalid(["{case}", "label values 3 and 4 must not be in one file", "resection cavity", "set it to 0"]),
         bundles=BRATS[:1],
         commands=["evaluate"],
     ),

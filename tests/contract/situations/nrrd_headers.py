@@ -10,7 +10,7 @@ import nibabel
 import nrrd
 import numpy as np
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 from tests.support.runs import scan_files
 
 ONE = ["vnet_atrial_mri"]
@@ -29,9 +29,9 @@ def field(name: str, value: str | None) -> Callable[[Scene], None]:
     return make
 
 
-def refused(name: str, value: str | None, rule: str) -> Situation:
+def invalid(name: str, value: str | None, rule: str) -> Situation:
     title = f"{name} is {'missing' if value is None else value.replace('/', '_')}"
-    return Situation(title, field(name, value), Refused(["{case}", "{file}", rule]), bundles=ONE)
+    return Situation(title, field(name, value), Invalid(["{case}", "{file}", rule]), bundles=ONE)
 
 
 def stack(scene: Scene) -> None:
@@ -50,10 +50,10 @@ SITUATIONS = [
     Situation(
         "a stack of sequences",
         stack,
-        Refused(["case s: ", "s.nrrd: image must be a 3D volume"]),
+        Invalid(["case s: ", "s.nrrd: image must be a 3D volume"]),
         bundles=["lachinov_distillation_brats_mri"],
     ),
-    refused("data file", "/dev/zero", "its voxels are in another file"),
-    refused("space directions", None, "does not say how it lies in the patient"),
-    refused("space units", '"cm" "cm" "cm"', "its unit must be mm"),
+    invalid("data file", "/dev/zero", "its voxels are in another file"),
+    invalid("space directions", None, "does not say how it lies in the patient"),
+    invalid("space units", '"cm" "cm" "cm"', "its unit must be mm"),
 ]

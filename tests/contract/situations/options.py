@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.contract.situations import Refused, Same, Scene, Situation
+from tests.contract.situations import Invalid, Same, Scene, Situation
 
 VNET, COOP = ["vnet_atrial_mri"], ["cooperative_training_acdc_mri"]
 
@@ -33,17 +33,17 @@ SITUATIONS = [
     Situation(
         "a number for a list",
         given(patch_size=96),
-        Refused(["--patch_size", "must be a list of 3 numbers", "it is 96"]),
+        Invalid(["--patch_size", "must be a list of 3 numbers", "it is 96"]),
         bundles=VNET,
         commands=("inference", "evaluate", "train"),
     ),
     Situation(
         "a mistyped option",
         given(max_epoch=3),
-        Refused(["--max_epoch", "did you mean --max_epochs"]),
+        Invalid(["--max_epoch", "did you mean --max_epochs"]),
         bundles=VNET,
         commands=("train",),
     ),
-    Situation("no such device", given(device="gpu"), Refused(["--device", "'gpu'"]), bundles=COOP),
-    Situation("results into a file", given(output_dir=__file__), Refused(["--output_dir", __file__]), bundles=COOP),
+    Situation("no such device", given(device="gpu"), Invalid(["--device", "'gpu'"]), bundles=COOP),
+    Situation("results into a file", given(output_dir=__file__), Invalid(["--output_dir", __file__]), bundles=COOP),
 ]

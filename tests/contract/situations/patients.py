@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 
 
 def divided(scene: Scene) -> None:
@@ -21,7 +21,7 @@ SITUATIONS = [
     Situation(
         "a patient trains and validates",
         divided,
-        Refused(["_1: ", "split.json: is in validation, another scan of the patient, ", ", in training"]),
+        Invalid(["_1: ", "split.json: is in validation, another scan of the patient, ", ", in training"]),
         commands=["train"],
     ),
 ]

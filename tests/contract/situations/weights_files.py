@@ -1,4 +1,4 @@
-"""Weights that are small and expand, and weights that are no numbers: refused before a scan is read."""
+"""Weights that are small and expand, and weights that are no numbers: rejected before a scan is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.contract.situations import Refused, Scene, Situation
+from tests.contract.situations import Invalid, Scene, Situation
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 
@@ -49,27 +49,27 @@ def replace(state: dict[str, torch.Tensor], convert: Callable[[torch.Tensor], to
     state[last(state)] = convert(state[last(state)])
 
 
-KINDS: dict[str, tuple[Callable[[Scene], Any], Refused]] = {
+KINDS: dict[str, tuple[Callable[[Scene], Any], Invalid]] = {
     "weights are compressed": (
         compressed,
-        Refused(["model.pt", "is compressed, torch.save stores tensors as"]),
+        Invalid(["model.pt", "is compressed, torch.save stores tensors as"]),
     ),
     "weights share one number": (
         partial(changed, change=partial(replace, convert=lambda tensor: torch.zeros(1).expand(10**6, 10**6))),
-        Refused(["model.pt", "is larger than what is stored of it"]),
+        Invalid(["model.pt", "is larger than what is stored of it"]),
     ),
     "weights are sparse": (
         partial(changed, change=partial(replace, convert=torch.Tensor.to_sparse)),
-        Refused(["model.pt", "asks for torch._utils._rebuild_sparse_tensor"]),
+        Invalid(["model.pt", "asks for torch._utils._rebuild_sparse_tensor"]),
     ),
-    "a weight is NaN": (partial(changed, change=poison), Refused(["model.pt", "holds NaN or infinite numbers"])),
+    "a weight is NaN": (partial(changed, change=poison), Invalid(["model.pt", "holds NaN or infinite numbers"])),
     "weights are complex": (
         partial(changed, change=partial(replace, convert=lambda tensor: tensor * 1j)),
-        Refused(["model.pt", "is torch.complex64 instead of torch.float32"]),
+        Invalid(["model.pt", "is torch.complex64 instead of torch.float32"]),
     ),
     "weights are whole numbers": (
         partial(changed, change=partial(replace, convert=torch.Tensor.long)),
-        Refused(["model.pt", "is torch.int64 instead of torch.float32"]),
+        Invalid(["model.pt", "is torch.int64 instead of torch.float32"]),
     ),
 }
 SITUATIONS = [Situation(name, make, wanted, bundles=["vnet_atrial_mri"]) for name, (make, wanted) in KINDS.items()]

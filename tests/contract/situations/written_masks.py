@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from tests.conftest import NAMES
-from tests.contract.situations import Refused, Same, Scene, Situation
+from tests.contract.situations import Invalid, Same, Scene, Situation
 
 VNET, LACHINOV = "vnet_atrial_mri", "lachinov_distillation_brats_mri"
 
@@ -78,7 +78,7 @@ def of_one_slice(scene: Scene, _: Any) -> tuple[Path, Any]:
 
 SITUATIONS = [
     Situation("names with dots", dotted, Same(of_dotted), bundles=[VNET]),
-    Situation("two scans of one name", same_name, Refused(["1.2.840.1", "is ambiguous"]), bundles=[VNET]),
+    Situation("two scans of one name", same_name, Invalid(["1.2.840.1", "is ambiguous"]), bundles=[VNET]),
     Situation("one slice", one_slice, Same(of_one_slice), bundles=NAMES[:1]),
     Situation("a datalist of scans elsewhere", listed, Same(inside), bundles=[LACHINOV]),
 ]

@@ -36,7 +36,7 @@ def rename(name: str) -> Edit:
     return lambda folder: folder.rename(folder.with_name(name))
 
 
-def twin_package(folder: Path) -> None:
+def same_package(folder: Path) -> None:
     other = folder.parent / "beta_ct"
     for path in other.rglob("*.*"):
         path.write_text(path.read_text().replace("beta", PACKAGE))
@@ -108,7 +108,7 @@ CASES = [
     Case("file_size", "big.bin", "26 MB", big_file, "."),
     Case("one_package", "", "2 Python", write("alpha_mri/__init__.py", '"""Second."""\n')),
     Case("one_package", "scripts/__init__.py", "first words", foreign_name),
-    Case("unique_package", "alpha/__init__.py", "alpha_ct", twin_package),
+    Case("unique_package", "alpha/__init__.py", "alpha_ct", same_package),
     Case("self_contained", NET, "tools", swap(NET, "import torch", "import tools.check")),
     Case("self_contained", NET, "beta", swap(NET, "import torch", "from beta import same")),
     Case("self_contained", TRAINING, "beta", swap(TRAINING, "SimpleInferer", "beta.X")),

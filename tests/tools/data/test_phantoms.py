@@ -193,8 +193,8 @@ def test_domain_changes_the_image_of_the_same_patient() -> None:
     for (image, label), (other, same) in zip(source, shifted, strict=True):
         np.testing.assert_array_equal(label, same)
         clear, dull = (
-            (picture[label == 3].mean() - picture[label == 2].mean()) / picture[label == 3].mean()
-            for picture in (image, other)
+            (volume[label == 3].mean() - volume[label == 2].mean()) / volume[label == 3].mean()
+            for volume in (image, other)
         )
         assert dull < 0.8 * clear
 

@@ -19,7 +19,7 @@ from tests.conftest import each_bundle, recipe
 from tools import BUNDLES, REPO
 from tools.demo.cli import demo, run, write_results
 from tools.demo.data import fingerprint, link_cases, prepare_data
-from tools.demo.stages import Stage, stages
+from tools.demo.stages import Stage, of_variant, stages
 from tools.demo.tables import read_metrics
 from tools.report.figure import Case
 
@@ -172,7 +172,7 @@ def test_a_demo_that_died_while_it_drew_goes_on_with_that(tmp_path: Path, monkey
         "stages": lambda *args, **options: plan,
         "collect": lambda *args: [{"case": "a", "dice": "1"}],
         "write_results": draw,
-        "leave_bundle": lambda *args, **options: tmp_path,
+        "output_bundle": lambda *args, **options: tmp_path,
     }
     for name, stub in stubs.items():
         monkeypatch.setattr(f"tools.demo.cli.{name}", stub)
@@ -317,33 +317,38 @@ def test_unknown_bundle_is_named(tmp_path: Path) -> None:
         demo("vnet", output=str(tmp_path))
 
 
-def small_demo(bundle: str) -> dict[str, Any]:
-    """The recipe of a demo with the sizes of the workflow tests and one epoch a training; places stay."""
-    content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
-    sizes = {**known["phantoms"], "cases": 5}
-    phantoms = content["phantoms"]
+def shrink(phantoms: dict[str, Any], sizes: dict[str, Any]) -> None:
+    """Makes few and small phantoms of a recipe's, and takes away the settings of stages that are no places."""
     phantoms |= {"settings": {}, "validation": 1, "training": {**sizes, "seed": 1}, "held_out": {**sizes, "seed": 2}}
     for options in (phantoms["held_out"], *phantoms.get("test_sets", {}).values()):
         options |= {**sizes, "cases": 2}
     for name, settings in phantoms["stages"].items():
         phantoms["stages"][name] = {key: value for key, value in settings.items() if "{output}" in str(value)}
+
+
+def sizes_of(files: list[str], *, flows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The overrides of the workflow test with these config files, else with these first, else none."""
+    stems = [name.removesuffix(".yaml") for name in files]
+    like = [flow for flow in flows if flow["files"] == stems]
+    like = like or [flow for flow in flows if flow["files"][: len(stems)] == stems]
+    return dict(min(like, key=lambda flow: "variant_of" in flow)["overrides"]) if like else {}
+
+
+def small_demo(bundle: str) -> dict[str, Any]:
+    """The recipe of a demo with the sizes of the workflow tests and one epoch a training; places stay."""
+    content, known = recipe_of(REPO / "bundles" / bundle), recipe(bundle)
+    shrink(content["phantoms"], {**known["phantoms"], "cases": 5})
     for stage in content["stages"]:
         files = [str(REPO / "bundles" / bundle / "configs" / name) for name in stage["config"]]
         config = ConfigParser.load_config_files(files)
         small: dict[str, Any] = dict(known["tiny"])
         chosen: set[str] = set()  # settings of variants
         for extra in content.get("compare", {"": []}).values():
-            chosen.update(key for part in extra if not isinstance(part, str) for key in part)
-            stems = [name.removesuffix(".yaml") for name in [*stage["config"], *extra] if isinstance(name, str)]
-            flows = list(known["workflows"].values())
-            like = [flow for flow in flows if flow["files"] == stems]
-            like = like or [flow for flow in flows if flow["files"][: len(stems)] == stems]
-            small |= min(like, key=lambda flow: "variant_of" in flow)["overrides"] if like else {}
-        small = {
-            key: value
-            for key, value in small.items()
-            if key not in chosen and ("#" not in key or key.partition("#")[0] in config)
-        }
+            added, settings = of_variant(extra)
+            chosen.update(settings)
+            small |= sizes_of([*stage["config"], *added], flows=list(known["workflows"].values()))
+        small = {key: value for key, value in small.items() if "#" not in key or key.partition("#")[0] in config}
+        small = {key: value for key, value in small.items() if key not in chosen}
         once = {"max_epochs": 1} if stage["run"] == "training" else {}
         stage["settings"] = small | {"device": "cpu"} | once | stage["settings"]
         assert small, f"{stage['name']}: no workflow of the tests is like it, its sizes would be those of the bundle"

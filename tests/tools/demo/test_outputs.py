@@ -1,4 +1,4 @@
-"""What a demo leaves for further use: the trained bundle, and held-out scans as a study folder."""
+"""Outputs of a demo for further use: the trained bundle, and held-out scans as a study folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import NAMES, each_bundle
 from tests.conftest import recipe as small_recipe
 from tools import REPO
 from tools.data.phantoms import phantoms as make_phantoms
-from tools.demo.cli import leave_bundle
+from tools.demo.cli import output_bundle
 from tools.demo.outputs import write_bundle, write_studies
 
 read = LoadImage(image_only=True)
@@ -27,14 +27,14 @@ def recipe_of(bundle: str) -> dict[str, Any]:
     return content
 
 
-def leave(bundle: str, output: Path, **overrides: Any) -> Path:
-    """The bundle that a demo on phantoms leaves, if its weights were these."""
+def trained_bundle(bundle: str, output: Path, **overrides: Any) -> Path:
+    """The output bundle of a demo on phantoms, if its weights were these."""
     recipe = recipe_of(bundle)
     models = Path(recipe["bundle"]["models"].format(output=output))
     models.mkdir(parents=True, exist_ok=True)
     for name in ("model.pt", "training_state.pt", "model_previous.pt"):
         torch.save({"weight": torch.zeros(1)}, models / name)
-    return leave_bundle(
+    return output_bundle(
         REPO / "bundles" / bundle,
         recipe,
         scenario=recipe["phantoms"],
@@ -46,7 +46,7 @@ def leave(bundle: str, output: Path, **overrides: Any) -> Path:
 @each_bundle
 def test_trained_bundle_has_the_settings_of_the_demo(bundle: str, tmp_path: Path) -> None:
     """Both configs hold them, and make the same network."""
-    folder = leave(bundle, tmp_path, seed=5)
+    folder = trained_bundle(bundle, tmp_path, seed=5)
     assert folder == tmp_path / "bundle" / bundle
     phantoms = recipe_of(bundle)["phantoms"]
     shapes = []
@@ -80,9 +80,9 @@ def test_what_lies_in_the_models_of_the_bundle_is_not_looked_at(tmp_path: Path) 
 
 
 def test_trained_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    folder = leave(NAMES[0], tmp_path)
+    folder = trained_bundle(NAMES[0], tmp_path)
     (folder / "configs/old.yaml").write_text("a: 1")
-    leave(NAMES[0], tmp_path)
+    trained_bundle(NAMES[0], tmp_path)
     assert not (folder / "configs/old.yaml").exists()
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == [NAMES[0]]
 

@@ -163,7 +163,7 @@ def test_bundle_is_that_of_the_run(study: Path) -> None:
     assert dcmread(study / "seg.dcm").ManufacturerModelName == HEART
 
 
-def refusal(study: Path, *, series: str = "study/1", **options: Any) -> str:
+def rejection(study: Path, *, series: str = "study/1", **options: Any) -> str:
     options = {"bundle": HEART, **options}
     with pytest.raises(ValueError, match=r".") as caught:
         seg(str(study / "mask_seg.nii.gz"), str(study / series), output=str(study / "seg.dcm"), **options)
@@ -178,25 +178,25 @@ class TestRefused:
         moved = scan.affine.copy()
         moved[0, 3] += 0.5
         write_volume(study / "mask_seg.nii.gz", np.ones(SHAPE, np.uint8), affine=moved)
-        assert "mask_seg.nii.gz: is not on the grid of the series, corners are up to 0.5 mm apart" in refusal(study)
+        assert "mask_seg.nii.gz: is not on the grid of the series, corners are up to 0.5 mm apart" in rejection(study)
         write_volume(study / "mask_seg.nii.gz", np.ones((8, 6, 4), np.uint8), affine=scan.affine)
-        assert "has (8, 6, 4) voxels, the series (8, 6, 5)" in refusal(study)
+        assert "has (8, 6, 4) voxels, the series (8, 6, 5)" in rejection(study)
 
     def test_other_values(self, study: Path) -> None:
-        assert "holds the values [2, 3], the bundle gives 0 and 1" in refusal(study, bundle="vnet_atrial_mri")
+        assert "holds the values [2, 3], the bundle gives 0 and 1" in rejection(study, bundle="vnet_atrial_mri")
 
     def test_other_bundles(self, study: Path) -> None:
-        assert "bundle must be one of cooperative_training" in refusal(study, bundle="hadnet_brats_mri")
-        assert "no record of a run lies in a folder above it, say --bundle" in refusal(study, bundle=None)
+        assert "bundle must be one of cooperative_training" in rejection(study, bundle="hadnet_brats_mri")
+        assert "no record of a run lies in a folder above it, say --bundle" in rejection(study, bundle=None)
 
     def test_other_series(self, study: Path) -> None:
-        assert "series 1 is MR" in refusal(study, bundle="ensemble_kd_kits_ct", number=1)
+        assert "series 1 is MR" in rejection(study, bundle="ensemble_kd_kits_ct", number=1)
         named = f"study/{uid('study scan')}"
-        assert "is MR, the structures of ensemble_kd" in refusal(study, bundle="ensemble_kd_kits_ct", series=named)
-        assert "is missing" in refusal(study, series="nothing")
+        assert "is MR, the structures of ensemble_kd" in rejection(study, bundle="ensemble_kd_kits_ct", series=named)
+        assert "is missing" in rejection(study, series="nothing")
         sorted((study / "study/1").iterdir())[2].unlink()
-        assert "1 slice is missing" in refusal(study)
+        assert "1 slice is missing" in rejection(study)
 
     def test_missing_packages(self, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "highdicom", None)
-        assert "highdicom needs packages that are not installed: pip install highdicom" in refusal(study)
+        assert "highdicom needs packages that are not installed: pip install highdicom" in rejection(study)

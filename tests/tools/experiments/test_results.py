@@ -13,7 +13,7 @@ from tools.experiments.results import results
 
 
 def record(folder: Path, monkeypatch: pytest.MonkeyPatch, *, cases: str, summary: str) -> dict[str, Any]:
-    """What `results` makes of two tables; NaN and Infinity, which are no JSON, are refused."""
+    """What `results` makes of two tables; NaN and Infinity, which are no JSON, are rejected."""
     monkeypatch.setattr(tools.experiments.results, "REPO", folder)
     (folder / "metrics.csv").write_text(cases)
     (folder / "metrics_summary.csv").write_text(summary)

@@ -1,4 +1,4 @@
-"""What the MONAI Label app refuses before MONAI Label sees it: in process, with an app behind that answers all."""
+"""What the MONAI Label app rejects before MONAI Label sees it: in process, with an app behind that answers all."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ PASSED: dict[str, dict[str, Any]] = {
     },
     "an upload": {"method": "PUT", "address": "/datastore/label", "content_type": "multipart/form-data", "body": 2**22},
 }
-REFUSED: dict[str, tuple[int, str, dict[str, Any]]] = {
+INVALID: dict[str, tuple[int, str, dict[str, Any]]] = {
     "another site": (403, "may not use", {"method": "POST", "address": "/train/a", "origin": "http://evil.example"}),
     "no site": (403, "may not use", {"method": "PUT", "address": "/datastore/label", "origin": "null"}),
     "its port": (403, "may not use", {"method": "DELETE", "address": "/train/", "origin": "http://127.0.0.1:3000"}),
@@ -108,9 +108,9 @@ def test_passes(name: str) -> None:
     assert ask(**PASSED[name])[:2] == (200, "passed")
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", INVALID)
 def test_is_refused(name: str) -> None:
-    status, reason, request = REFUSED[name]
+    status, reason, request = INVALID[name]
     found, text, _ = ask(**request)
     assert found == status
     assert reason in json.loads(text)["detail"]

@@ -38,11 +38,11 @@ PLAIN, OTHER, *_ = (bundle for bundle in NAMES if bundle not in SEQUENCES)
 IMAGES = [(bundle, image_of(bundle)) for bundle in NAMES]
 IMAGES += [(bundle, beside(bundle, image_of(bundle), facts(bundle)["sibling"])) for bundle in SEQUENCES]
 IMAGES += [(bundle, STACK.format(bundle)) for bundle in SEQUENCES]
-REFUSED = [(PLAIN, "nobody", 404, "there is no image nobody in")]
-REFUSED += [("nothing", image_of(PLAIN), 404, f"there is no model nothing; there are: ['{NAMES[0]}', ")]
-REFUSED += [(PLAIN, STACK.format(SEQUENCES[0]), 400, "image must be a 3D volume")]
-REFUSED += [(bundle, image_of(bundle, ABSENT), 400, f"{facts(bundle)['missing']} is missing") for bundle in SEQUENCES]
-REFUSED += [
+INVALID = [(PLAIN, "nobody", 404, "there is no image nobody in")]
+INVALID += [("nothing", image_of(PLAIN), 404, f"there is no model nothing; there are: ['{NAMES[0]}', ")]
+INVALID += [(PLAIN, STACK.format(SEQUENCES[0]), 400, "image must be a 3D volume")]
+INVALID += [(bundle, image_of(bundle, ABSENT), 400, f"{facts(bundle)['missing']} is missing") for bundle in SEQUENCES]
+INVALID += [
     (bundle, STACK.format(other), 400, f"channels, has {len(facts(other)['stack'])}")
     for bundle in SEQUENCES
     for other in SEQUENCES
@@ -109,7 +109,7 @@ def corrected(bundle: str, server: LabelServer) -> Iterator[list[str]]:
 def test_corrected_labels_train_the_next_mask(
     bundle: str, server: LabelServer, corrected: list[str], tmp_path: Path
 ) -> None:
-    """Labels arrive as drawn; an epoch on them leaves new weights, used next, and the old ones beside them."""
+    """Labels arrive as drawn; an epoch on them writes new weights, used next, and the old ones beside them."""
     stored = Path(server.studies) / "labels/final" / f"{corrected[0]}.nii.gz"
     np.testing.assert_array_equal(
         voxels(nibabel.load(stored)), voxels(nibabel.load(server.folder / "labels" / stored.name))
@@ -129,16 +129,16 @@ def test_corrected_labels_train_the_next_mask(
 
 
 @nightly
-@pytest.mark.parametrize(("bundle", "image", "status", "text"), REFUSED)
+@pytest.mark.parametrize(("bundle", "image", "status", "text"), INVALID)
 def test_refusal_says_why(bundle: str, image: str, status: int, text: str, server: LabelServer) -> None:
-    told = server.refusal(bundle, image)
+    told = server.rejection(bundle, image)
     assert told.startswith(f"Status: {status};")
     assert text in told
 
 
 @nightly
 def test_pages_of_other_sites_read_nothing(server: LabelServer) -> None:
-    """They are refused; the server's own may read."""
+    """They are rejected; the server's own may read."""
     assert ask("GET", f"{server.url}/info/", Origin="http://elsewhere.example")[0] == 403
     request = urllib.request.Request(f"{server.url}/info/", headers={"Origin": server.url})
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -231,7 +231,7 @@ def test_a_scan_larger_than_the_network_sees_is_refused(bundle: str, server: Lab
         large = nibabel.Nifti1Image(np.pad(voxels(small), ((40, 40),) * 3, mode="edge") + 1, small.affine)
         nibabel.save(large, Path(server.studies) / f"large_{sequence}.nii.gz")
     end = time.monotonic() + 30
-    while "there is no image" in (told := server.refusal(bundle, f"large_{first}")) and time.monotonic() < end:
+    while "there is no image" in (told := server.rejection(bundle, f"large_{first}")) and time.monotonic() < end:
         time.sleep(0.3)  # the server sees new files a moment later
     for sequence in (first, *recipe(bundle)["beside"]):
         (Path(server.studies) / f"large_{sequence}.nii.gz").unlink()
@@ -270,6 +270,6 @@ def test_weights_of_another_network_are_refused(server: LabelServer) -> None:
     before = file.read_bytes()
     file.write_bytes((server.bundle(OTHER) / "models/model.pt").read_bytes())
     try:
-        assert "does not fit the chosen " in server.refusal(PLAIN, image_of(PLAIN))
+        assert "does not fit the chosen " in server.rejection(PLAIN, image_of(PLAIN))
     finally:
         file.write_bytes(before)

@@ -114,12 +114,12 @@ def test_network_that_does_not_keep_to_its_metadata(tmp_path: Path) -> None:
 
 
 def test_every_problem_of_a_release_is_listed(dist: Path) -> None:
-    def spoil(members: dict[str, bytes]) -> dict[str, bytes]:
+    def corrupt(members: dict[str, bytes]) -> dict[str, bytes]:
         del members["toy/LICENSE"], members["toy/configs/train.json"]
         metadata = json.loads(members["toy/configs/metadata.json"]) | {"version": "0.1.1", "authors": ["a", "b"]}
         return {**members, "toy/configs/metadata.json": json.dumps(metadata).encode(), "toy/models/b.pt": b"half"}
 
-    rewrite(dist, spoil)
+    rewrite(dist, corrupt)
     (dist / "other_v1.0.0.zip").write_bytes(b"")
     found = problems(str(dist))
     assert found["model_info.json"] == ["has no row for other_v1.0.0.zip"]

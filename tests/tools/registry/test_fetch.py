@@ -34,10 +34,10 @@ UP = "landed_outside_of_its_folder"
 
 
 class Bad(NamedTuple):
-    """A registry with a bad release: how it is made, why it is refused, what plain MONAI does: raise, or load."""
+    """A registry with a bad release: how it is made, why it is rejected, what plain MONAI does: raise, or load."""
 
     make: Callable[[Path], object]
-    refusal: str
+    rejection: str
     monai: str
 
 
@@ -180,14 +180,14 @@ def test_fetches(from_folder: bool, dist: Path, address: str, home: Path, monkey
 @pytest.mark.parametrize("kind", BAD)
 def test_refused_and_nothing_left(kind: str, dist: Path, address: str, home: Path) -> None:
     BAD[kind].make(dist)
-    with pytest.raises(ValueError, match=BAD[kind].refusal):
+    with pytest.raises(ValueError, match=BAD[kind].rejection):
         fetch("toy", registry=address, output=str(home))
     assert list(home.iterdir()) == []
-    with pytest.raises(ValueError, match=BAD[kind].refusal):
+    with pytest.raises(ValueError, match=BAD[kind].rejection):
         fetch("toy", registry=address, output=str(home / "made/for/it"))
     assert list(home.iterdir()) == []
     (reason,) = problems(str(dist))["toy_v0.1.0"]
-    with pytest.raises(ValueError, match=BAD[kind].refusal):
+    with pytest.raises(ValueError, match=BAD[kind].rejection):
         raise ValueError(reason)
     assert not outside(home)
 

@@ -175,7 +175,7 @@ def test_monai_downloads_and_loads_it(tmp_path: Path, monkeypatch: pytest.Monkey
     assert network(torch.ones(1, 3)).item() == 10
 
 
-def test_twin_reads_as_the_yaml(tmp_path: Path) -> None:
+def test_json_copy_reads_as_the_yaml(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(INFERENCE, encoding="utf-8")
     (tmp_path / "a.json").write_text(json_copy(tmp_path / "a.yaml"), encoding="utf-8")
     yaml, copy = (ConfigParser.load_config_file(tmp_path / name) for name in ("a.yaml", "a.json"))
@@ -208,7 +208,7 @@ def test_other_text_is_kept(tmp_path: Path, text: str) -> None:
     assert json.loads(json_copy(tmp_path / "train.yaml")) == {"a": text.strip("'")}
 
 
-def test_two_sources_of_a_twin_are_refused(tmp_path: Path) -> None:
+def test_two_sources_of_a_json_copy_are_invalid(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path)
     (folder / "configs/train.json").write_text("{}")
     subprocess.run(["git", "-C", str(folder), "add", "configs"], check=True)

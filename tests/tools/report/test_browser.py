@@ -58,7 +58,7 @@ def test_nothing_is_fetched_and_nothing_fails(page: Any) -> None:
     assert len([url for url in asked if url.startswith("file://")]) == 1
 
 
-def test_pictures_are_there(page: Any) -> None:
+def test_figures_are_there(page: Any) -> None:
     sizes = page.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])")
     assert len(sizes) == 2
     assert all(complete and width > 500 and height > 300 for complete, width, height in sizes)

@@ -47,7 +47,7 @@ def make_case(
     return Case(folder.name, image, true, {"prediction": found})
 
 
-def test_picture_has_the_expected_size_and_columns(tmp_path: Path) -> None:
+def test_figure_has_the_expected_size_and_columns(tmp_path: Path) -> None:
     case = make_case(tmp_path / "case", block((10, 10, 4), (20, 20, 8)))
     single = imread(overview([case], tmp_path / "out/one.png", title="one"))
     double = imread(overview([case, case], tmp_path / "out/two.png", title="two"))

@@ -1,4 +1,4 @@
-"""What a run leaves about itself, and that every config of every bundle lets it."""
+"""The record that a run writes about itself, with every config of every bundle."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def record(**changes: object) -> str:
     return json.dumps({"run_id": "training", "started": started, "config": {}, **changes})
 
 
-def spoil(name: str, text: str) -> Callable[[Path], object]:
+def overwrite(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text)
 
 
@@ -128,20 +128,23 @@ def spoil(name: str, text: str) -> Callable[[Path], object]:
     ("make", "message"),
     [
         (lambda folder: None, "no run has left anything here"),
-        (spoil("metrics.csv", "name,dice\na,0.5\n"), r"metrics.csv: has no column case, it has name, dice"),
+        (overwrite("metrics.csv", "name,dice\na,0.5\n"), r"metrics.csv: has no column case, it has name, dice"),
         (
             lambda folder: (folder / "metrics.csv").write_bytes(b"case,dice\nM\xfcller,0.5\n"),
             "metrics.csv: is no CSV .* UTF-8",
         ),
-        (spoil("metrics.csv", "case,dice\na\n"), r"metrics.csv: row 1 has not as many values as there"),
-        (spoil("run_training_1_1.json", "{"), r"run_training_1_1.json: no record of a run"),
-        (spoil("run_training_1_1.json", '{"run_id": "x", "started": "2020-01-01"}'), "no record of a run .*config"),
-        (spoil("run_training_1_1.json", "[]"), "run_training_1_1.json: no record of a run"),
-        (spoil("run_training_1_1.json", record()), "run_training_1_1.json: no record of a run .*has no zone"),
-        (spoil("run_training_1_1.json", record(cases=[1])), "run_training_1_1.json: no record .*a case is no dict"),
-        (spoil("run_training_1_1.json", record(bundle="x")), "run_training_1_1.json: no record .*bundle is no dict"),
-        (spoil("run_training_1_1.json", record(paths=[])), "run_training_1_1.json: no record .*paths is no dict"),
-        (spoil("run_training_1_1.json", record(seconds="x")), "run_training_1_1.json: no record of a run"),
+        (overwrite("metrics.csv", "case,dice\na\n"), r"metrics.csv: row 1 has not as many values as there"),
+        (overwrite("run_training_1_1.json", "{"), r"run_training_1_1.json: no record of a run"),
+        (overwrite("run_training_1_1.json", '{"run_id": "x", "started": "2020-01-01"}'), "no record of a run .*config"),
+        (overwrite("run_training_1_1.json", "[]"), "run_training_1_1.json: no record of a run"),
+        (overwrite("run_training_1_1.json", record()), "run_training_1_1.json: no record of a run .*has no zone"),
+        (overwrite("run_training_1_1.json", record(cases=[1])), "run_training_1_1.json: no record .*a case is no dict"),
+        (
+            overwrite("run_training_1_1.json", record(bundle="x")),
+            "run_training_1_1.json: no record .*bundle is no dict",
+        ),
+        (overwrite("run_training_1_1.json", record(paths=[])), "run_training_1_1.json: no record .*paths is no dict"),
+        (overwrite("run_training_1_1.json", record(seconds="x")), "run_training_1_1.json: no record of a run"),
     ],
 )
 def test_folder_that_is_refused(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:

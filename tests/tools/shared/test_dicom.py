@@ -1,4 +1,4 @@
-"""DICOM series as scans: what ITK makes of them, voxel by voxel and corner by corner, or refused with a reason."""
+"""DICOM series as scans: what ITK makes of them, voxel by voxel and corner by corner, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def of_kinds(index: int, dataset: Dataset) -> None:
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "MP"[index % 2]]
 
 
-REFUSED: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
+INVALID: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
     "tilted gantry": (tilted(15), "sheared by 15 degrees"),
     "a slice moved along": (moved(0, 0, 1), r"not evenly apart: IM\d+ and IM\d+ are [35] mm apart"),
     "a slice moved aside": (moved(0.2, 0, 0), "moved within their plane, by up to 0.2 mm: IM01401"),
@@ -355,10 +355,10 @@ REFUSED: dict[str, tuple[Callable[[int, Dataset], None], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("kind", INVALID)
 def test_refused(tmp_path: Path, voxels: Any, kind: str) -> None:
     """The case, the folder and the rule, with the names of files; a run that checks its scans does not start."""
-    change, rule = REFUSED[kind]
+    change, rule = INVALID[kind]
     write_series(
         tmp_path / "P1",
         voxels[..., :4] if kind in ("two of all", "two kinds") else voxels,
@@ -432,9 +432,9 @@ def test_changed_slice_is_checked_again(tmp_path: Path, voxels: Any) -> None:
 def test_results_do_not_lie_in_a_series(tmp_path: Path, voxels: Any) -> None:
     write_series(tmp_path / "P1", voxels)
     (case,) = find_series(tmp_path / "P1", modality="MR")
-    for output, refused in ((tmp_path / "P1", True), (tmp_path, True), (tmp_path / "out", False)):
+    for output, rejected in ((tmp_path / "P1", True), (tmp_path, True), (tmp_path / "out", False)):
         saver = Compose([SaveImaged("pred", folder_layout=ScanLayout(output, "seg", root=tmp_path / "P1"))])
-        if refused:
+        if rejected:
             with pytest.raises(InputError, match="choose another output_dir"):
                 check_outputs([case], saver)
         else:

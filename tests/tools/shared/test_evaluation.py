@@ -81,7 +81,7 @@ def test_every_case_has_one_row(place: str, failing: str, tmp_path: Path) -> Non
     engine, table = evaluator(tmp_path, Trap(place, failing))
     completed = []
     engine.add_event_handler(Events.COMPLETED, lambda: completed.append(dict(engine.state.failures)))
-    for _ in range(2):  # the second run starts anew
+    for _ in range(2):  # the second run starts again
         if not failing:
             engine.run()
             continue

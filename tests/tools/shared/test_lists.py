@@ -1,4 +1,4 @@
-"""Split files and other lists: what is read, in which encoding, and what is refused by name."""
+"""Split files and other lists: what is read, in which encoding, and what is rejected by name."""
 
 from __future__ import annotations
 

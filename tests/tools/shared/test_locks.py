@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import NAMES, NamedPath, package
-from tests.support.runs import copy, refusal, run
+from tests.support.runs import copy, rejection, run
 
 BUNDLE = NAMES[-1]
 PACKAGE = package(BUNDLE)  # these modules are identical in every bundle
@@ -146,7 +146,7 @@ def test_no_device_is_replaced(tmp_path: Path) -> None:
 def test_state_and_weights_are_two_files(phantoms: NamedPath, tmp_path: Path) -> None:
     file = str(tmp_path / "model.pt")
     given = {"data": phantoms(BUNDLE), "folder": tmp_path, "weights": file, "state_file": file}
-    assert "is to hold the weights and the state" in refusal(BUNDLE, "train", **given)
+    assert "is to hold the weights and the state" in rejection(BUNDLE, "train", **given)
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_run_is_refused_while_another_one_trains(
     given: dict[str, Any] = {"data": phantoms(BUNDLE), "folder": tmp_path}
     process = holder(tmp_path / "models/model.pt")
     try:
-        message = refusal(BUNDLE, "train", max_epochs=1, **given)
+        message = rejection(BUNDLE, "train", max_epochs=1, **given)
         assert f"another training writes it: process {process.pid} on " in message
         run(BUNDLE, "evaluate", **given)
     finally:

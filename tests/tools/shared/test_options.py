@@ -44,7 +44,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
     return start
 
 
-def refusal(start: Any, *args: Any, **given: Any) -> list[str]:
+def rejection(start: Any, *args: Any, **given: Any) -> list[str]:
     """The problems with which a run ends, a line for each."""
     with pytest.raises(Exception) as caught:  # noqa: PT011  # MONAI wraps the error
         start(*args, **given)
@@ -124,7 +124,7 @@ def test_paths(started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 # Of the training of the left atrium: words, and what is said of them.
-REFUSED = {
+INVALID = {
     "--max_epoch 3": "--max_epoch: is no option of these config files; did you mean --max_epochs?",
     "--patch_sise 3": "--patch_sise: is no option of these config files; did you mean --patch_size?",
     "--zzz 3": "--zzz: is no option of these config files$",
@@ -170,10 +170,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
+@pytest.mark.parametrize("words", INVALID)
 def test_what_is_refused(words: str, started: Any) -> None:
-    (line,) = refusal(started, VNET, "train", *shlex.split(words))
-    assert re.search(REFUSED[words], line), line
+    (line,) = rejection(started, VNET, "train", *shlex.split(words))
+    assert re.search(INVALID[words], line), line
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ def test_what_is_refused(words: str, started: Any) -> None:
     ],
 )
 def test_what_else_is_refused(bundle: str, workflow: str, word: str, expected: str, started: Any) -> None:
-    (line,) = refusal(started, bundle, workflow, word)
+    (line,) = rejection(started, bundle, workflow, word)
     assert line.startswith(expected)
 
 
 def test_all_problems_at_once(started: Any) -> None:
-    assert len(refusal(started, VNET, "train", max_epoch=1, batch_size=0, restart="perhaps")) == 3
+    assert len(rejection(started, VNET, "train", max_epoch=1, batch_size=0, restart="perhaps")) == 3
 
 
 def test_other_sources_of_options(started: Any, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_other_sources_of_options(started: Any, tmp_path: Path) -> None:
     assert parser.get_parsed_content("max_epochs") == 10
     assert parser["learning_rate"] == 1e-3
     arguments_file.write_text("learning_rates: 1e-3\nbatch_size: null\n")
-    first, second = refusal(started, VNET, "train", args_file=str(arguments_file))
+    first, second = rejection(started, VNET, "train", args_file=str(arguments_file))
     assert first.startswith("--learning_rates: is no option")
     assert second.startswith("--batch_size: must be a whole number")
 
@@ -219,7 +219,7 @@ def test_own_overlays(started: Any, tmp_path: Path) -> None:
     assert parser.get_parsed_content("dataset_dir") == "a#b"
     assert started(VNET, "train", files=files, restart="true", mine=2)["restart"] is True
     overlay.write_text("patch_size: 96\n")
-    (line,) = refusal(started, VNET, "train", files=files)
+    (line,) = rejection(started, VNET, "train", files=files)
     assert line.startswith(f"{overlay}: patch_size must be a list of 3 numbers")
 
 
@@ -237,19 +237,19 @@ def bundle_copy(bundle: str, target: Path) -> Path:
 
 def test_code_of_another_copy_is_refused(started: Any, tmp_path: Path) -> None:
     other = bundle_copy(VNET, tmp_path / "copy")
-    (line,) = refusal(started, VNET, "train", files=[str(other / "configs/train.yaml")])
+    (line,) = rejection(started, VNET, "train", files=[str(other / "configs/train.yaml")])
     assert str(other) in line
     assert str(REPO / "bundles" / VNET) in line
     overlay = [*config_files(VNET, "train"), str(other / "configs/train_locator.yaml")]
-    assert len(refusal(started, VNET, "train", files=overlay)) == 1
+    assert len(rejection(started, VNET, "train", files=overlay)) == 1
 
 
 def test_metadata_of_another_bundle_is_refused(started: Any, tmp_path: Path) -> None:
     metadata = REPO / "bundles" / HADNET / "configs/metadata.json"
-    (line,) = refusal(started, VNET, "train", meta_file=str(metadata))
+    (line,) = rejection(started, VNET, "train", meta_file=str(metadata))
     assert str(metadata) in line
     moved = shutil.copy(metadata, tmp_path / "mine.json")
-    (line,) = refusal(started, VNET, "train", meta_file=str(moved))
+    (line,) = rejection(started, VNET, "train", meta_file=str(moved))
     assert "is the metadata of another bundle, 'HAD-Net" in line
     started(VNET, "train", meta_file=str(shutil.copy(REPO / "bundles" / VNET / "configs/metadata.json", moved)))
 

@@ -196,5 +196,5 @@ def test_datalist_of_the_tool_keeps_visits_of_validation_patients_out(tmp_path: 
     brats(data.root / "more" / visit, 300)
     options: dict[str, Any] = {"unlabelled": str(data.root / "more"), "decathlon": None}
     rule = f"is of the patient of case {names[held]}, who validates or is excluded"
-    data.refused(f"case {visit}: ", rule, **options)
+    data.invalid(f"case {visit}: ", rule, **options)
     assert data.names(duplicates="drop", **options)["unlabelled"] == []

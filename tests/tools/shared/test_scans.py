@@ -1,4 +1,4 @@
-"""Which files are scans: what every bundle finds in a folder, and what it refuses; nothing is read."""
+"""Which files are scans: what every bundle finds in a folder, and what it rejects; nothing is read."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ FOUND: dict[str, tuple[list[str], list[str]]] = {
     ),
     "results in a folder": (["a.nii", "eval/a_seg.nii", "eval/patient001_frame01_seg.nii.gz", "notes.txt"], ["a"]),
 }
-REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+INVALID: dict[str, tuple[Callable[[Path], Any], str]] = {
     "two formats": (lambda root: touch(root, "a.nii", "a.nii.gz"), r"case a: .*: is ambiguous: a\.nii or a\.nii\.gz\?"),
     "capital letters alone": (
         lambda root: touch(root, "a.nii.gz", "A.NII.GZ", "b.nii"),
@@ -99,10 +99,10 @@ def test_scans_of_a_folder(bundle: str, name: str, tmp_path: Path) -> None:
     assert names(bundle, touch(tmp_path, *paths)) == expected
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", INVALID)
 @each_bundle
 def test_folder_is_refused(bundle: str, name: str, tmp_path: Path) -> None:
-    make, rule = REFUSED[name]
+    make, rule = INVALID[name]
     make(tmp_path)
     with pytest.raises(ValueError, match=rule):
         find(bundle, tmp_path)
@@ -197,10 +197,10 @@ def test_unreadable_folder(bundle: str, tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Path) -> None:
+    def reject(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(Path, "iterdir", reject)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: cannot be listed (Permission denied)")):
         scans.visible(tmp_path)
     with pytest.raises(ValueError, match="dataset_dir cannot be read"):

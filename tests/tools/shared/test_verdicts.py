@@ -85,7 +85,7 @@ def test_other_content_of_the_same_size_and_time(case: dict[str, str], reads: li
 
 
 def test_bad_cases_are_not_kept(case: dict[str, str], reads: list[str]) -> None:
-    """Neither those that the shared rules refuse nor those that a bundle's own do."""
+    """Neither those that the shared rules reject nor those that a bundle's own do."""
     for rules in ({"label_values": [[0, 2]]}, {"further": lambda *_: [("image", "is odd")]}):
         for _ in range(2):
             with pytest.raises(cases.InputError):

@@ -38,8 +38,8 @@ def nifti(folder: Path, voxels: Any = VOXELS, affine: Any = OBLIQUE, *, name: st
     return folder / name
 
 
-def spoilt(path: Path, field: str, value: Any) -> Path:
-    """Replaces a field of a NIfTI header, which nibabel would refuse to write."""
+def edited(path: Path, field: str, value: Any) -> Path:
+    """Replaces a field of a NIfTI header, which nibabel would not write."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     kind, offset = nibabel.Nifti1Header.template_dtype.fields[field]
     content[offset : offset + kind.itemsize] = np.asarray(value, kind.base).tobytes()
@@ -53,7 +53,7 @@ def nrrd(folder: Path, *, data: bytes | None = None, header: str = HEADER) -> Pa
     return path
 
 
-def refusal(path: Path, **options: Any) -> str:
+def rejection(path: Path, **options: Any) -> str:
     with pytest.raises(volumes.VolumeError) as caught:
         volumes.read_volume(path, **options)
     return str(caught.value)
@@ -77,9 +77,9 @@ def test_flipped_bits(kind: str, tmp_path: Path) -> None:
     start = content.find(b"\n\n") + 2 if "nrrd" in kind else 0
     for _ in range(300):
         bit = rng.randrange(8 * start, 8 * len(content))
-        spoiled = bytearray(content)
-        spoiled[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(spoiled)
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
         try:
             now = read(path)
         except volumes.VolumeError:
@@ -99,18 +99,18 @@ def test_other_lengths(name: str, length: int, tmp_path: Path) -> None:
     content = gzip.decompress(content) if name.endswith(".gz") else content
     content = content[:length] if length < 0 else content + b"\0"
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert "cannot be read" in refusal(path)
+    assert "cannot be read" in rejection(path)
 
 
 def test_members_of_a_gzip_file(tmp_path: Path) -> None:
-    """Several members are one stream, as programs write that compress in parallel; what is no member is refused."""
+    """Several members are one stream, as programs write that compress in parallel; what is no member is rejected."""
     path = nifti(tmp_path)
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]) + gzip.compress(b""))
     np.testing.assert_array_equal(read(path)[0], VOXELS)
     for more in (b"garbage", gzip.compress(b"more"), gzip.compress(content)):
         path.write_bytes(gzip.compress(content) + more)
-        assert "cannot be read" in refusal(path)
+        assert "cannot be read" in rejection(path)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
@@ -118,20 +118,20 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "folder.nii.gz").mkdir()
     (tmp_path / "device.nrrd").symlink_to("/dev/zero")
     for name in ("pipe.nii", "folder.nii.gz", "device.nrrd"):
-        assert refusal(tmp_path / name) == "is no regular file"
-    assert refusal(tmp_path / "nothing.nii") == "is missing"
+        assert rejection(tmp_path / name) == "is no regular file"
+    assert rejection(tmp_path / "nothing.nii") == "is missing"
     (tmp_path / "a.mha").touch()
-    assert refusal(tmp_path / "a.mha") == "must be one of .nii.gz, .nii, .nrrd"
+    assert rejection(tmp_path / "a.mha") == "must be one of .nii.gz, .nii, .nrrd"
 
 
 @pytest.mark.parametrize("kind", ["complex64", [("R", "u1"), ("G", "u1"), ("B", "u1")]])
 def test_what_is_no_number(kind: Any, tmp_path: Path) -> None:
-    assert "must hold one real number for each voxel" in refusal(nifti(tmp_path, np.zeros((4, 5, 6), kind)))
+    assert "must hold one real number for each voxel" in rejection(nifti(tmp_path, np.zeros((4, 5, 6), kind)))
 
 
 def test_number_of_axes(tmp_path: Path) -> None:
-    assert "must be a 3D or 4D volume" in refusal(nifti(tmp_path, np.zeros((4, 5, 6, 1, 2))))
-    assert "must be a 3D volume" in refusal(nifti(tmp_path, np.zeros((4, 5, 6, 2))), dimensions=[3])
+    assert "must be a 3D or 4D volume" in rejection(nifti(tmp_path, np.zeros((4, 5, 6, 1, 2))))
+    assert "must be a 3D volume" in rejection(nifti(tmp_path, np.zeros((4, 5, 6, 2))), dimensions=[3])
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_number_of_axes(tmp_path: Path) -> None:
     [(0, 7, VOXELS), (np.nan, 0, VOXELS), (0.5, -1, VOXELS / 2 - 1), (np.inf, 0, None), (1, np.nan, None)],
 )
 def test_scale(slope: float, inter: float, expected: Any, tmp_path: Path) -> None:
-    path = spoilt(spoilt(nifti(tmp_path), "scl_slope", slope), "scl_inter", inter)
+    path = edited(edited(nifti(tmp_path), "scl_slope", slope), "scl_inter", inter)
     if expected is None:
-        assert "finite" in refusal(path) or "intercept" in refusal(path)
+        assert "finite" in rejection(path) or "intercept" in rejection(path)
     else:
         np.testing.assert_array_equal(read(path)[0], expected)
 
@@ -155,7 +155,7 @@ def test_as_monai_reads(tmp_path: Path) -> None:
     image.SetDirection(itk.matrix_from_array(np.array([[0.6, 0, 0.8], [0, -1, 0], [0.8, 0, -0.6]])))
     for compression in (True, False):
         itk.imwrite(image, str(tmp_path / f"{compression}.nrrd"), compression=compression)
-    scaled = spoilt(nifti(tmp_path), "scl_slope", 0.1)
+    scaled = edited(nifti(tmp_path), "scl_slope", 0.1)
     for path in (scaled, *(tmp_path / name for name in ("b.nii", "True.nrrd", "False.nrrd"))):
         found, expected = volumes.LoadVolume(image_only=True)(path), LoadImage(image_only=True)(path)
         np.testing.assert_array_equal(found.numpy(), expected.numpy())
@@ -189,12 +189,12 @@ def test_grid(affine: Any, rule: str | None, tmp_path: Path) -> None:
     """Affines as an sform has them."""
     path = nifti(tmp_path)
     for row, name in zip(affine, ("srow_x", "srow_y", "srow_z"), strict=False):
-        spoilt(path, name, row)
-    spoilt(path, "pixdim", [1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1])
+        edited(path, name, row)
+    edited(path, "pixdim", [1, *np.linalg.norm(affine[:3, :3], axis=0), 1, 1, 1, 1])
     if rule is None:
         np.testing.assert_allclose(read(path)[1], affine, atol=1e-5)
     else:
-        assert rule in refusal(path)
+        assert rule in rejection(path)
 
 
 FIELDS: dict[str, tuple[list[tuple[str, Any]], str]] = {
@@ -214,17 +214,17 @@ def test_nifti_header(name: str, tmp_path: Path) -> None:
     changes, rule = FIELDS[name]
     path = nifti(tmp_path)
     for field, value in changes:
-        spoilt(path, field, value)
-    assert rule in refusal(path)
+        edited(path, field, value)
+    assert rule in rejection(path)
 
 
 def test_scale_of_acdc(tmp_path: Path) -> None:
     """Voxels of 1 mm in the sform and the true ones in pixdim are ACDC's; not with axes that turn them."""
-    path = spoilt(nifti(tmp_path, affine=np.diag([-1.0, -1, 1, 1])), "pixdim", [1, 1.5, 1.5, 10, 1, 1, 1, 1])
+    path = edited(nifti(tmp_path, affine=np.diag([-1.0, -1, 1, 1])), "pixdim", [1, 1.5, 1.5, 10, 1, 1, 1, 1])
     np.testing.assert_allclose(read(path)[1], np.diag([-1.5, -1.5, 10, 1]))
-    spoilt(path, "quatern_b", 0.6)
-    spoilt(path, "quatern_d", 0)
-    assert "a qform that does not go with it" in refusal(path)
+    edited(path, "quatern_b", 0.6)
+    edited(path, "quatern_d", 0)
+    assert "a qform that does not go with it" in rejection(path)
 
 
 def changed(old: str, new: str) -> Callable[[Path], Path]:
@@ -258,7 +258,7 @@ NRRD: dict[str, tuple[Callable[[Path], Path], str]] = {
 @pytest.mark.parametrize("name", NRRD)
 def test_nrrd_header(name: str, tmp_path: Path) -> None:
     make, rule = NRRD[name]
-    assert rule in refusal(make(tmp_path))
+    assert rule in rejection(make(tmp_path))
 
 
 @pytest.mark.parametrize(("space", "signs"), [("LPS", (-1, -1, 1)), ("right-anterior-superior", (1, 1, 1))])

@@ -20,7 +20,7 @@ GOOD: dict[str, Any] = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 
 
 def rezip(path: Path, change: Callable[[zipfile.ZipFile, dict[str, bytes]], None]) -> None:
-    """Writes the members of a zip anew, as `change` does."""
+    """Rewrites the members of a zip, as `change` does."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:

@@ -32,7 +32,7 @@ THINKING = {"fast": 0, "slow": 1}  # passes through the slow-thinking network
 
 
 class Step(NamedTuple):
-    """A command, and the file that it leaves when it has ended well."""
+    """A command, and the file that it writes when it has ended well."""
 
     command: list[str]
     product: Path
@@ -70,17 +70,16 @@ def study(
         scores over the cases, for each seed and over seeds.
     """
     root = Path(output)
-    steps = [_corruption(data, root, draws=draws)]
-    if sunnybrook is not None:
-        steps.append(_foreign(sunnybrook, root))
+    foreign = [] if sunnybrook is None else [_foreign(sunnybrook, root)]
+    steps = [_corruption(data, root, draws=draws), *foreign]
     for seed in seeds:
         for method, own in METHODS.items():
             stems = [*own, *overlays]
             steps.append(_training(root, method, overlays=stems, data=data, seed=seed, settings=settings))
-            steps += _tests(root, method, overlays=stems, data=data, seed=seed, foreign=sunnybrook is not None)
+            steps += _tests(root, method, overlays=stems, data=data, seed=seed, foreign=bool(foreign))
     for number, step in enumerate(steps, 1):
         _run(step, f"[{number}/{len(steps)}]")
-    places = {data: "ACDC", output: "OUTPUT"} | ({} if sunnybrook is None else {sunnybrook: "SUNNYBROOK"})
+    places = {data: "ACDC", output: "OUTPUT"} | dict.fromkeys(filter(None, [sunnybrook]), "SUNNYBROOK")
     device = environment(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     record: dict[str, Any] = {
         "note": note,
@@ -165,11 +164,9 @@ def _scores(root: Path, method: str, *, seeds: Sequence[int]) -> dict[str, Any]:
     for thinking in THINKING:
         sets: dict[str, dict[str, dict[str, float]]] = {}
         for seed in seeds:
-            for path in sorted((root / f"{method}_seed{seed}").glob(f"{thinking}_*/metrics_summary.csv")):
-                for row in read_table(path):
-                    if row["set"] != "over sets" and (row["set"] == FOREIGN) == path.parent.name.endswith("foreign"):
-                        place = sets.setdefault(row["set"], {}).setdefault(row["score"], {})
-                        place[str(seed)] = round(float(row["mean"] or "nan"), 4)  # empty: nowhere finite
+            for row in _rows_of_sets(root / f"{method}_seed{seed}", thinking):
+                place = sets.setdefault(row["set"], {}).setdefault(row["score"], {})
+                place[str(seed)] = round(float(row["mean"] or "nan"), 4)  # empty: nowhere finite
         sets["corrupted average"] = {
             score: {seed: round(mean(sets[name][score][seed] for name in CORRUPTIONS), 4) for seed in by_seed}
             for score, by_seed in sets[CORRUPTIONS[0]].items()
@@ -179,6 +176,13 @@ def _scores(root: Path, method: str, *, seeds: Sequence[int]) -> dict[str, Any]:
             for name, scores in sets.items()
         }
     return found
+
+
+def _rows_of_sets(folder: Path, thinking: str) -> Iterator[dict[str, str]]:
+    """Yields the rows of a training's summaries that belong to one test set, foreign scans from their own test."""
+    for path in sorted(folder.glob(f"{thinking}_*/metrics_summary.csv")):
+        foreign = path.parent.name.endswith("foreign")
+        yield from (row for row in read_table(path) if row["set"] != "over sets" and (row["set"] == FOREIGN) == foreign)
 
 
 def table(scores: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tools.benchmark.report import environment
 from tools.demo.stages import Stage
 from tools.experiments.ensemble_kd_kits_ct.study import finish, stage, summary, typed
-from tools.experiments.ensemble_kd_kits_ct.synthetic_ct import painted
+from tools.experiments.ensemble_kd_kits_ct.synthetic_ct import synthetic_ct
 from tools.shared.files import write_text
 
 MEMBERS = ("dilated", "resnet", "unet")
@@ -38,7 +38,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
 
 
 def real(data: str, output: str, *, result: str | None = None) -> Path:
-    """Train the cascade, three members and the student on painted scans; segment the rest and a real CT.
+    """Train the cascade, three members and the student on synthetic CT; segment the rest and a real CT.
 
     Args:
         data: folder with `labels/<case>/segmentation.nii.gz` of KiTS19 and `ct/ct_3mm.nii.gz` with
@@ -50,7 +50,7 @@ def real(data: str, output: str, *, result: str | None = None) -> Path:
         The JSON file: commands, versions and scores.
     """
     root, source = Path(output), Path(data)
-    scans = painted(str(source / "labels"), str(root / "scans"))
+    scans = synthetic_ct(str(source / "labels"), str(root / "scans"))
     split = root / "split.json"
     train = sorted({path.name for path in scans.iterdir()} - {*TEST, *VALIDATION})
     split.write_text(json.dumps({"training": train, "validation": VALIDATION, "test": TEST}))

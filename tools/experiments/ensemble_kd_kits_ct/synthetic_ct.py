@@ -1,4 +1,4 @@
-"""Synthetic CT painted around real KiTS19 labels; `python -m tools.experiments.<this folder>.synthetic_ct --help`."""
+"""Synthetic CT around real KiTS19 labels; `python -m tools.experiments.<this folder>.synthetic_ct --help`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tools.data.phantoms import write_volume
 from tools.per_bundle.ensemble_kd_kits_ct.phantoms import paint
 
 
-def painted(labels: str, output: str, *, spacing: float = 3.0, seed: int = 0) -> Path:
-    """Paint a synthetic CT around every label map in LABELS, and write both to OUTPUT in the layout of KiTS19.
+def synthetic_ct(labels: str, output: str, *, spacing: float = 3.0, seed: int = 0) -> Path:
+    """Make a synthetic CT around every label map in LABELS, and write both to OUTPUT in the layout of KiTS19.
 
     The kidneys and tumours are those of real patients, everything else is invented, see `phantoms.paint`.
 
@@ -34,7 +34,7 @@ def painted(labels: str, output: str, *, spacing: float = 3.0, seed: int = 0) ->
     files = sorted(Path(labels).glob("*/segmentation.nii.gz"))
     if not files:
         raise FileNotFoundError(f"{labels}: no <case>/segmentation.nii.gz")
-    for index, file in enumerate(tqdm(files, "Painting", unit="case")):
+    for index, file in enumerate(tqdm(files, "Synthetic CT", unit="case")):
         volume = LoadImage(image_only=True, ensure_channel_first=True)(file)
         volume = Spacing([spacing] * 3, mode="nearest")(Orientation("LPS", labels=None)(volume))
         label = volume[0].numpy().astype(np.uint8)
@@ -49,4 +49,4 @@ def painted(labels: str, output: str, *, spacing: float = 3.0, seed: int = 0) ->
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    fire.Fire(painted, serialize=lambda _: None)
+    fire.Fire(synthetic_ct, serialize=lambda _: None)

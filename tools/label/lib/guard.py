@@ -34,7 +34,7 @@ CLOSED = [  # method, path and why MONAI Label does not get to see it
 
 
 class RequestError(Exception):
-    """Why a request is refused, and the HTTP status of the answer."""
+    """Why a request is rejected, and the HTTP status of the answer."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -42,7 +42,7 @@ class RequestError(Exception):
 
 
 class Guard:
-    """ASGI middleware that refuses requests of other sites' pages, without the token, too large, or to closed paths.
+    """ASGI middleware that rejects requests of other sites' pages, without the token, too large, or to closed paths.
 
     A page of another site can send requests that need no permission, and one whose name was made to stand for this
     machine (DNS rebinding) passes for its own: hence the rules for `Origin`, `Sec-Fetch-Site` and `Host`.
@@ -84,14 +84,14 @@ class Guard:
             if self.token and scope["path"].rstrip("/") in ("/auth", "/auth/token"):
                 return await self._log_in(scope, receive, send)
             cookie = self.check_token(scope, headers)
-        except RequestError as refusal:
-            return await _answer(send, refusal.status, {"detail": str(refusal)})
+        except RequestError as rejection:
+            return await _answer(send, rejection.status, {"detail": str(rejection)})
         if self.token and scope["path"].rstrip("/") == "/auth/token/valid":
             return await _answer(send, 200, {"username": "annotator"})
         return await self._pass_on(scope, receive, send, limit=limit, cookie=cookie)
 
     def check_host(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Refuses a name that is not the server's, also one that stands for its address."""
+        """Rejects a name that is not the server's, also one that stands for its address."""
         name = re.sub(r":\d*$", "", headers.get("host", "")).strip("[]").rstrip(".").lower()
         try:
             ipaddress.ip_address(name)
@@ -101,7 +101,7 @@ class Guard:
                 raise RequestError(403, rule) from None
 
     def check_page(self, scope: Scope, headers: dict[str, str]) -> None:
-        """Refuses what a browser sends for a page of another site."""
+        """Rejects what a browser sends for a page of another site."""
         own = {f"{scheme}://{headers.get('host', '').lower()}" for scheme in ("http", "https")}
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         if origin is not None:
@@ -113,7 +113,7 @@ class Guard:
                 raise RequestError(403, "pages of other sites may not use this server")
 
     def check_token(self, scope: Scope, headers: dict[str, str]) -> bool:
-        """Refuses a request without the token; returns whether it came in the address and shall go into a cookie."""
+        """Rejects a request without the token; returns whether it came in the address and shall go into a cookie."""
         if not self.token or scope["method"] == "OPTIONS":  # a browser asks what it may send, without saying who asks
             return False
         kind, _, sent = headers.get("authorization", "").partition(" ")
@@ -181,7 +181,7 @@ class Guard:
 
 
 def check_path(scope: Scope) -> None:
-    """Refuses paths that leave their place, and those that are closed."""
+    """Rejects paths that leave their place, and those that are closed."""
     path = scope["path"]
     if re.search(r"\\|[\0-\x1f\x7f]|//|%", path) or {".", ".."} & set(path.split("/")):
         raise RequestError(400, "the path leaves its place")

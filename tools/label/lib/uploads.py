@@ -141,7 +141,7 @@ def copy_whole(source: str, target: str) -> None:
 
 
 def check_new_name(name: str, present: Iterable[str]) -> None:
-    """Refuses an id for a new scan that is none, or that of one there, on any system.
+    """Rejects an id for a new scan that is none, or that of one there, on any system.
 
     Raises:
         HTTPException: 400.

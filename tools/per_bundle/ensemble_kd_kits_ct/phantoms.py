@@ -1,4 +1,4 @@
-"""Abdominal CT phantoms in the file layout of KiTS19; the same tissue is painted around real labels by `painted.py`.
+"""Abdominal CT phantoms in the file layout of KiTS19; `synthetic_ct.py` draws the same around real labels.
 
 Coordinates are millimetres in LPS order (x to the left, y to the back, z to the head) from the middle between the
 kidneys. One random state gives one patient at any resolution.

@@ -158,7 +158,7 @@ class TrainingState:
     Args:
         path: the state file.
         objects: what to save beside the trainer itself (epoch, gradient scaler); a `WeightAverage` is attached to it.
-        dataset: training data set, whose random transforms are seeded anew at every epoch.
+        dataset: training data set, whose random transforms are seeded again at every epoch.
         seed: base seed; as MONAI's, it counts modulo 2^32.
         identity: which run this is.
     """
@@ -206,7 +206,7 @@ class TrainingState:
         return self.objects | {"trainer": engine} | ({} if scaler is None else {"scaler": scaler})
 
     def restore(self, engine: Engine) -> None:
-        """Loads the state file if there is one, or sets it aside where the run starts anew.
+        """Loads the state file if there is one, or sets it aside where the run starts again.
 
         Raises:
             InputError: when the file is damaged or does not fit, or one of several processes sees another file than the
@@ -216,7 +216,7 @@ class TrainingState:
         self._check_agreement(state)
         if state is None:
             return
-        if self.identity is not None and self.identity.anew:
+        if self.identity is not None and self.identity.starts_new:
             if idist.get_rank() == 0:
                 logger.warning("A new run starts; the state of the one before is kept as %s", keep(self.path))
                 self.path.unlink()

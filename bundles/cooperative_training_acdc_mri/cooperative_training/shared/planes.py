@@ -24,7 +24,7 @@ def ordered(headers: Sequence[Header], *, phase: int | None = None) -> tuple[lis
     """Returns the slices of one volume from one side to the other, and its affine `(4, 4)` to RAS in mm.
 
     The axes are those along a row, down a column, and from slice to slice, which make a right-handed system. Slices
-    that are moved within their plane (gantry tilt) give a sheared affine, which `volumes.read_volume` refuses.
+    that are moved within their plane (gantry tilt) give a sheared affine, which `volumes.read_volume` rejects.
 
     Args:
         headers: of all files.

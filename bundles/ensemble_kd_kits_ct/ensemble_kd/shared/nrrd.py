@@ -37,7 +37,7 @@ TO_RAS = {
     "las": (-1, 1, 1),
 }
 SPATIAL = {"domain", "space", "???", "none"}
-# Any other field is refused: a program that knows it may take other voxels, or the same ones for others.
+# Any other field is rejected: a program that knows it may take other voxels, or the same ones for others.
 NEEDED = {"type", "dimension", "sizes", "encoding"}
 UNUSED = {"content", "number", "thicknesses", "centerings", "centers", "measurement frame", "min", "max", "old min"}
 UNUSED |= {"old max", "sample units", "labels", "axis mins", "axis maxs"}

@@ -64,7 +64,7 @@ class Series(NamedTuple):
 
 
 def files_below(root: Path, *, refuse: bool) -> Iterator[Path]:
-    """Yields the visible files below a folder; what cannot be listed is refused, or passed over."""
+    """Yields the visible files below a folder; what cannot be listed is rejected, or passed over."""
 
     def fail(error: OSError) -> None:
         if refuse:

@@ -95,7 +95,7 @@ def check_cases(
         settings: all that `further` depends on beside the case and its volumes, as what JSON can hold.
 
     Raises:
-        InputError: when a split is empty, a case is in two splits, `volumes.read_volume` refuses a file, a volume is
+        InputError: when a split is empty, a case is in two splits, `volumes.read_volume` rejects a file, a volume is
             not 3D or not finite, an image is the same everywhere, an image and its label differ in shape or affine, a
             label map holds other values or none, or `further` finds anything.
     """

@@ -1,4 +1,4 @@
-"""The picture of hard examples: what masking makes of training slices, and how the networks take it."""
+"""The figure of hard examples: what masking makes of training slices, and how the networks take it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Panels = Mapping[str, Mapping[str, torch.Tensor]]
 def hard_examples(
     network: CooperativeNetwork, image: torch.Tensor, *, label: torch.Tensor, maskings: Mapping[str, LatentMasking]
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Panels of the picture, in groups: the slices themselves, then what each masking makes of them.
+    """Panels of the figure, in groups: the slices themselves, then what each masking makes of them.
 
     The network is put into evaluation mode: nothing depends on which slices are drawn together.
 
@@ -117,7 +117,7 @@ def draw_hard_examples(
 
     Args:
         network: a trained network.
-        dataset: items with `twin_image` and `twin_label`, `(1, H, W)`.
+        dataset: items with `clean_image` and `clean_label`, `(1, H, W)`.
         maskings: see `hard_examples`.
         slices: how many.
         path: PNG to write.
@@ -130,6 +130,6 @@ def draw_hard_examples(
         raise InputError([("", "slices", f"must be 1 to {len(dataset)}, the number of training slices, got {slices}")])
     places = ((np.arange(slices) + 0.5) * len(dataset) / slices).astype(int)
     items = [dataset[place] for place in places.tolist()]
-    image, label = (torch.stack([item[key] for item in items]).to(device) for key in ("twin_image", "twin_label"))
+    image, label = (torch.stack([item[key] for item in items]).to(device) for key in ("clean_image", "clean_label"))
     draw(hard_examples(network, image, label=label, maskings=maskings), path)
     logger.info("Hard examples of %d slices: %s", slices, path)

@@ -1,9 +1,9 @@
 """Runs of `monai.bundle.run` by several processes, one after another, then each process runs some alone.
 
-`torchrun --nproc_per_node=N -m tests.support.two_processes PLAN`: PLAN is a JSON file with `root` and `package` of a
+`torchrun --nproc_per_node=N -m tests.support.distributed PLAN`: PLAN is a JSON file with `root` and `package` of a
 bundle; `folder`, below which writing is watched; `together` and `alone`, lists of runs. A run has the `arguments` of
 `monai.bundle.run` and perhaps `stop`, an epoch after whose state it ends as if it had been killed, or `die`, a way in
-which the second process ends in the second epoch. Each process leaves `writes_<rank>.json`: the files that it wrote in
+which the second process ends in the second epoch. Each process writes `writes_<rank>.json`: the files that it wrote in
 each of the runs together.
 """
 

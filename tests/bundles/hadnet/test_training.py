@@ -14,7 +14,7 @@ from monai.engines import SupervisedTrainer
 from torch import nn
 
 from hadnet.networks import Discriminator, SegmentationNetwork
-from hadnet.trainer import DistillationTrainer, frozen
+from hadnet.training import DistillationTrainer, frozen
 from tests.bundles.hadnet.files import SEQUENCES, scan, write, write_case
 from tests.bundles.hadnet.reference import STUDENT, config
 

@@ -1,4 +1,4 @@
-"""The picture of hard examples of the cooperative-training bundle."""
+"""The figure of hard examples of the cooperative-training bundle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from cooperative_training.figure import DPI, PANEL, draw, draw_hard_examples, hard_examples
 from cooperative_training.masking import LatentMasking
 from cooperative_training.networks import CooperativeNetwork
-from cooperative_training.picture import DPI, PANEL, draw, draw_hard_examples, hard_examples
 from cooperative_training.shared.validation import InputError
 
 MASKINGS = {kind: LatentMasking([kind], random_threshold=False) for kind in ("dropout", "spatial", "channel")}
@@ -31,7 +31,7 @@ class Slices:
     def __getitem__(self, index: Any) -> Any:
         self.asked.append(index)
         image = torch.linspace(0, 0.5, 32).expand(1, 32, 32) + index / 10
-        return {"twin_image": image, "twin_label": (image > 0.4).byte() * 3}
+        return {"clean_image": image, "clean_label": (image > 0.4).byte() * 3}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def network() -> CooperativeNetwork:
 
 def stacks(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     items = [Slices(9)[index] for index in range(count)]
-    image, label = (torch.stack([item[key] for item in items]) for key in ("twin_image", "twin_label"))
+    image, label = (torch.stack([item[key] for item in items]) for key in ("clean_image", "clean_label"))
     return image, label
 
 
@@ -84,21 +84,21 @@ def test_kinds_differ_and_the_network_stays_as_it_was(network: CooperativeNetwor
 def test_a_panel_is_drawn_in_its_place(tmp_path: Path) -> None:
     """Another label map in the second column of the second group changes the fourth of five columns, second row."""
     dark, none = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.int64)
-    pictures = []
+    figures = []
     for value in (0, 1, 3):
         some = none.clone()
         some[1, 0, 5:] = value
         draw({"a": {"x": dark, "y": none}, "b": {"x": dark, "y": some, "z": dark}}, tmp_path / "new" / "p.png")
-        pictures.append(imread(tmp_path / "new/p.png")[..., :3])
+        figures.append(imread(tmp_path / "new/p.png")[..., :3])
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["p.png"]
-    height, width = pictures[0].shape[:2]
+    height, width = figures[0].shape[:2]
     assert width == pytest.approx(5 * PANEL * DPI, abs=1)
-    for picture, colour in zip(pictures[1:], ((0x2E, 0xC4, 0xFF), (0xFF, 0x4F, 0x81)), strict=True):
-        rows, columns = np.nonzero((picture != pictures[0]).any(-1))
+    for figure, colour in zip(figures[1:], ((0x2E, 0xC4, 0xFF), (0xFF, 0x4F, 0x81)), strict=True):
+        rows, columns = np.nonzero((figure != figures[0]).any(-1))
         # x runs to the right: the changed pixels are the right part of the panel
         assert 0.6 * width + 0.5 * PANEL * DPI < columns.min() < columns.max() < 0.8 * width
         assert rows.min() > height / 2
-        middle = picture[int(np.median(rows)), int(np.median(columns))]
+        middle = figure[int(np.median(rows)), int(np.median(columns))]
         np.testing.assert_allclose(middle * 255, colour, atol=2)
 
 
