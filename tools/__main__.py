@@ -20,6 +20,7 @@ VERBS = {
     "registry": "build, verify, publish and fetch from a registry of all bundles",
     "convert": "turn a reference checkpoint into a bundle's weights, and back",
     "results": "write the JSON behind a figure, from the table of an evaluation",
+    "figure": "draw a method with phantoms, or all of them",
     "report": "write one HTML page about the runs in a folder of results",
     "benchmark": "measure speed and memory, beside another implementation if given",
 }
@@ -30,6 +31,7 @@ MODULES = {
     "split": "tools.data.split",
     "registry": "tools.registry.cli",
     "results": "tools.experiments.results",
+    "figure": "tools.figure.cli",
     "report": "tools.report.cli",
 }
 
