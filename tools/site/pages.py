@@ -100,9 +100,10 @@ def _options_page(folder: Path) -> str:
     ordered = [name for name in ORDER if name in stems] + [name for name in stems if name not in ORDER]
     blocks = [
         f"# Options of {folder.name}",
-        f"{metadata['name']}, version {metadata['version']}. Every key is an option of the command line: `--name value`; "
-        "a part of a component is `--component#argument value`. Overlays change defaults of the configs before them. "
-        "Defaults that begin with `$` are Python, `@name` is the value of another key, `%name` its text.",
+        f"{metadata['name']}, version {metadata['version']}. Every key is an option of the command line: "
+        "`--name value`; a part of a component is `--component#argument value`. Overlays change defaults of the "
+        "configs before them. Defaults that begin with `$` are Python, `@name` is the value of another key, `%name` "
+        "its text.",
     ]
     for stem in ordered:
         path = folder / f"configs/{stem}.yaml"
