@@ -5,7 +5,7 @@ PY := .venv/bin/python
 
 PYTEST := $(PY) -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: setup demo test check complexity sync bench label test-label test-nightly
+.PHONY: setup demo test check complexity sync bench docs label test-label test-nightly
 setup: .venv/run.done
 demo: setup
 	$(PY) -m tools demo $(BUNDLE) $(if $(DATA),--data $(DATA)) $(ARGS)
@@ -26,6 +26,8 @@ sync:
 	$(PYTHON) -m tools sync
 bench: setup
 	$(PY) -m tools benchmark $(BUNDLE) $(ARGS)
+docs: .venv-docs/docs.done
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --clean $(ARGS)
 label: .venv-label/label.done
 test-label: .venv/test.done label
 	LABEL_REQUIRED=1 $(PY) -m pytest -m label tests/tools/label tests/tools/dicom $(ARGS)
@@ -36,6 +38,11 @@ test-label: .venv/test.done label
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PY) -m pip install --quiet torch==2.13.0
 	$(PY) -m pip install --quiet --group $*
+	touch $@
+.venv-docs/docs.done: pyproject.toml
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-docs/bin/python -m pip install --quiet --group docs
 	touch $@
 .venv-label/label.done: requirements/label.txt
 	@test -x .venv-label/bin/python || $(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) \

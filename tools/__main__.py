@@ -21,6 +21,7 @@ VERBS = {
     "dicom": "make a DICOM SEG of a mask, fetch series from and store files to a DICOMweb server",
     "convert": "turn a reference checkpoint into a bundle's weights, and back",
     "results": "write the JSON behind a figure, from the table of an evaluation",
+    "figure": "draw a method with phantoms, or all of them",
     "report": "write one HTML page about the runs in a folder of results",
     "benchmark": "measure speed and memory, beside another implementation if given",
 }
@@ -32,6 +33,7 @@ MODULES = {
     "dicom": "tools.dicom.cli",
     "registry": "tools.registry.cli",
     "results": "tools.experiments.results",
+    "figure": "tools.figure.cli",
     "report": "tools.report.cli",
 }
 

@@ -1,7 +1,9 @@
-"""The scripts in `examples/`: what they run exists, as it is named, with the options that are given."""
+"""What lies in `examples/`: what scripts run exists, with the options that are given; the notebook and rounds run."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,13 +11,15 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser
 from torch.distributed.run import parse_args
 
+from examples.federated import SITES, average, federate
 from tools import REPO
 
-SCRIPTS = sorted((REPO / "examples").iterdir())
+SCRIPTS = sorted(path for path in (REPO / "examples").iterdir() if path.suffix in (".sh", ".sbatch"))
 each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4"}
 STUBS = {
@@ -142,3 +146,53 @@ def test_machines_must_have_a_place_to_meet(stubs: Path) -> None:
 def test_unknown_step(stubs: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         commands("slurm_members.sbatch", "ensemble", stubs=stubs, SLURM_ARRAY_TASK_ID="0", DATA="D", WORK=str(stubs))
+
+
+def test_mean_of_sites() -> None:
+    """1/4 of one site and 3/4 of the other; a counter is not averaged."""
+    sites = [
+        {"w": torch.tensor([4.0, 0.0]), "n": torch.tensor(5)},
+        {"w": torch.tensor([0.0, 8.0]), "n": torch.tensor(9)},
+    ]
+    mean = average(sites, shares=[1, 3])
+    assert (mean["w"].tolist(), mean["n"].item()) == ([1.0, 6.0], 5)
+
+
+@pytest.mark.nightly
+def test_federated_rounds_on_phantoms(tmp_path: Path) -> None:
+    """Both sites train, the server has a network that inference takes, and it is not the one that it began with."""
+    first = federate(tmp_path / "one", rounds=1)
+    last = federate(tmp_path / "three")
+    assert {site for site in SITES if (tmp_path / "three" / site / "models/model.pt").is_file()} == set(SITES)
+    assert all(torch.isfinite(value).all() for value in last.values())
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    loaded = torch.load(tmp_path / "three/model.pt", weights_only=True)
+    parser = ConfigParser(ConfigParser.load_config_file(str(REPO / "bundles/vnet_atrial_mri/configs/train.yaml")))
+    parser["network_def#channels"] = [4, 8, 16, 32, 64]
+    parser.get_parsed_content("network_def").load_state_dict(loaded)
+
+
+def test_notebook_is_stored_with_its_outputs() -> None:
+    """Every cell of code ran, in order and without an error, and the file is small."""
+    file = REPO / "examples/notebook.ipynb"
+    cells = [cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell["outputs"]) == 3
+    assert file.stat().st_size < 1.5e6
+
+
+@pytest.mark.nightly
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy, in another folder; the first cell that fails ends it with an error."""
+    nbformat, client = importlib.import_module("nbformat"), importlib.import_module("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    notebook = nbformat.read(REPO / "examples/notebook.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client.NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute()
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert (tmp_path / "notebook_output/retrained/model.pt").is_file()

@@ -1,0 +1,1 @@
+"""Figures of the methods for the cards and the README."""
