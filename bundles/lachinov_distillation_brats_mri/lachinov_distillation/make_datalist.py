@@ -124,8 +124,7 @@ def make_datalist(
         scans, excluded, sequence="flair" if "flair" in wanted else wanted[0], refuse=duplicates != "drop"
     )
     kept = [scan for index, scan in enumerate(scans) if index not in dropped and scan.case not in excluded]
-    path = Path(output).absolute()
-    _write(path, kept)
+    _write(path := Path(output).absolute(), kept)
     numbers = Counter(scan.part for scan in kept)
     logger.info("%s: %s cases", path, ", ".join(f"{numbers[part]} {part}" for part in LISTS))
     return path
@@ -150,9 +149,10 @@ def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
 
 
 def _unlabelled(root: Path, sequences: Sequence[str]) -> list[Scan]:
+    stack = _channels(root, sequences) if root.name in ("imagesTr", "imagesTs") else None
     found = find_scans(root, sequences=sequences)
     stacked = [sequence_files(case["image"], sequences) is None for case in found]
-    stack = _channels(root, sequences) if any(stacked) else None
+    stack = stack or (_channels(root, sequences) if any(stacked) else None)
     return [
         Scan("unlabelled", case["case"], {**case, "stack": stack if alone else None})
         for case, alone in zip(found, stacked, strict=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from monai.config import PathLike
 from monai.data import NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
@@ -24,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from .nrrd import read_nrrd
 
 __all__ = ["SUFFIXES", "LoadVolume", "LoadVolumed", "VolumeError", "apart", "first_cause", "read_volume", "reason"]
-__all__ += ["same_grid", "voxels_of"]
+__all__ += ["renumbered", "same_grid", "voxels_of"]
 
 Affine = NDArray[np.float64]
 
@@ -140,11 +141,41 @@ class LoadVolume(LoadImage):
 
 
 class LoadVolumed(LoadImaged):
-    """`LoadImaged` that reads as `read_volume` does, whichever libraries are installed."""
+    """`LoadImaged` that reads as `read_volume` does, whichever libraries are installed.
+
+    The `label` of a case with an entry `label_values` is renumbered by it, and the entry is taken out.
+    """
 
     def __init__(self, keys: Any, **options: Any) -> None:
         super().__init__(keys, **options)
         self.register(_Reader())
+
+    def __call__(self, data: Any, reader: Any = None) -> Any:
+        """Returns `data` with its volumes."""
+        loaded = super().__call__(data, reader)
+        if "label" in self.keys and (values := loaded.pop("label_values", None)):
+            label = loaded["label"]
+            label.copy_(torch.from_numpy(renumbered(label.cpu().numpy(), values)))
+        return loaded
+
+
+def renumbered(label: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
+    """Returns a label map with other values.
+
+    Args:
+        label: of any shape.
+        values: what takes the place of the values 0, 1, ...; -1 for those that may not be there.
+
+    Raises:
+        VolumeError: when it has another value.
+    """
+    table = np.asarray(values, np.int64)
+    allowed = np.flatnonzero(table >= 0)
+    if (found := np.setdiff1d(label, allowed)).size:
+        raise VolumeError(
+            f"values must be among {allowed.tolist()}, as the data set lists, found {found[:10].tolist()}"
+        )
+    return table[label.astype(np.int64)]
 
 
 def _read_nrrd(file: Path, _: Sequence[int]) -> Nifti1Image:
