@@ -119,6 +119,17 @@ def test_scores_are_those_of_the_own_layout(
     )
 
 
+@pytest.mark.parametrize("bundle", NAMES)
+def test_training_reads_it_too(bundle: str, phantoms: NamedPath, tiny_weights: NamedPath, tmp_path: Path) -> None:
+    laid_out(bundle, cases(bundle, phantoms(bundle)), tmp_path / "data", raw=True)
+    copy(tiny_weights(bundle), tmp_path / "run/models")
+    before = (tmp_path / "run/models/model.pt").read_bytes()
+    further = {"lachinov_distillation_brats_mri": "pseudo_labels", "ensemble_kd_kits_ct": "soft_labels"}
+    alone = {further[bundle]: False} if bundle in further else {}
+    run(bundle, "train", data=tmp_path / "data", folder=tmp_path / "run", **alone)
+    assert (tmp_path / "run/models/model.pt").read_bytes() != before
+
+
 def stem_of(case: Case, bundle: str) -> str:
     """What split files of the own layout list: cases, or patients."""
     return str(case.get("patient", case["case"])) if "cooperative" in bundle else case["case"]
