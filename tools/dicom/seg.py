@@ -17,9 +17,10 @@ from tools.arguments import require_text
 from tools.files import read_json
 from tools.shared.dicom import find_series, series_files
 from tools.shared.files import atomic_write
+from tools.shared.geometry import apart, same_grid
 from tools.shared.planes import ordered
 from tools.shared.slices import Header, Slice
-from tools.shared.volumes import VolumeError, apart, read_volume, same_grid, voxels_of
+from tools.shared.volumes import VolumeError, read_volume, voxels_of
 
 __all__ = ["MAKER", "PACKAGES", "needed", "seg", "segmentation"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickletools
 import re
 import zipfile
@@ -15,6 +16,8 @@ from torch import nn
 from .validation import InputError
 
 __all__ = ["load_weights", "read_tensors"]
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 8  # of each kind of mistakes
 LARGEST_PICKLE = 2**24  # bytes of names, shapes and numbers; the tensors lie beside it
@@ -48,15 +51,38 @@ def read_tensors(path: Path, *, mmap: bool = False) -> Any:
     return content
 
 
-def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(network: nn.Module, path: str | Path, *, new_classes: bool = False) -> nn.Module:
     """Returns `network` with the weights of `path`, a flat state dict that fits exactly.
 
     Floating-point weights may have another precision than the network, which keeps its own.
+
+    Args:
+        network: where it has an attribute `class_layers`, that is the pattern of the beginnings of the names of those
+            weights whose shape depends on the number of classes.
+        path: the file.
+        new_classes: whether the file may be of another number of classes: then the weights of `class_layers` that have
+            another shape stay as they were drawn, and a line in the log names them.
 
     Raises:
         InputError: when there is no such file, it is damaged or no flat state dict, names, shapes or kinds of numbers
             differ, or a weight is NaN or infinite in the network's precision (the message lists them).
     """
+    found = _flat(path)
+    own = network.state_dict()
+    drawn = _of_classes(network, own, found) if new_classes else []
+    found = {**found, **{name: own[name] for name in drawn}}
+    wrong = _misfits(found, own)
+    if wrong:
+        kind = type(network).__name__
+        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in wrong)
+    network.load_state_dict(found)
+    if drawn:
+        logger.info("%s: of another number of classes, drawn anew: %s", path, ", ".join(drawn))
+    return network
+
+
+def _flat(path: str | Path) -> Mapping[str, torch.Tensor]:
+    """The state dict in a file."""
     if not Path(path).is_file():
         raise InputError([("", str(path), "there are no such weights: train, convert or download them first")])
     found = read_tensors(Path(path))
@@ -67,12 +93,14 @@ def load_weights(network: nn.Module, path: str | Path) -> nn.Module:
             else f"is a {type(found).__name__}"
         )
         raise InputError([("", str(path), f"is no flat state dict of tensors, it {what}")])
-    wrong = _misfits(found, network.state_dict())
-    if wrong:
-        kind = type(network).__name__
-        raise InputError(("", str(path), f"does not fit the chosen {kind}: {entry}") for entry in wrong)
-    network.load_state_dict(found)
-    return network
+    return found
+
+
+def _of_classes(network: nn.Module, own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the weights that have another shape, and depend on the number of classes."""
+    pattern = re.compile(getattr(network, "class_layers", "(?!)"))
+    shared = [name for name in own if name in found and pattern.match(name)]
+    return [name for name in shared if own[name].shape != found[name].shape]
 
 
 def _misfits(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:

@@ -15,7 +15,8 @@ from monai.data import Dataset
 from monai.utils import convert_to_tensor
 from tqdm import tqdm
 
-from .layouts import is_patient, is_reorganised, labelled_cases, patient_folders
+from .layouts import described_cases, is_patient, is_reorganised, labelled_cases, patient_folders, with_patients
+from .shared.datasets import is_list, root_of_list
 from .shared.dicom import dicom_scans
 from .shared.lists import SPLITS, read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
@@ -41,7 +42,7 @@ SERIES = "_4d"
 CLEAN = "clean"
 IMAGES = ("ED_img", "ES_img")
 
-Case = dict[str, str]
+Case = dict[str, Any]
 
 
 def read_split(
@@ -53,14 +54,15 @@ def read_split(
     strict: bool = True,
     seed: int = 123,
     validation: float = 0.2,
+    label_order: Sequence[str] = ("RV", "MYO", "LV"),
 ) -> dict[str, list[Case]]:
     """Lists the labelled ED and ES volumes of a data set by split; both frames of a patient are in the same.
 
     Args:
         dataset_dir: folder of patients, each as ACDC distributes it (`patientNNN/` with `Info.cfg`,
             `patientNNN_frameFF.nii.gz` and `..._gt.nii.gz`; also below `training/` and `testing/`) or re-organised
-            (`<patient>/{ED,ES}_{img,seg}.nii.gz`).
-        split_file: JSON file with lists of patients under `training`, `validation` and, if wanted, `test`.
+            (`<patient>/{ED,ES}_{img,seg}.nii.gz`); or a data set that describes itself, see `datasets.described`.
+        split_file: JSON file with lists of patients, of a described data set of cases; see `lists.read_split_file`.
         setting: instead of a file, a setting of the authors, see `published_split`; their patient `001` is the folder
             `001` or `patient001`.
         cval: which of the published draws.
@@ -68,6 +70,7 @@ def read_split(
         seed: seed of the draw when there is neither file nor setting.
         validation: fraction of the patients for validation then, the same of every `Group` in `Info.cfg`; patients
             below `testing/` are the test split.
+        label_order: structures of the values 1, 2, ... of label maps; a described data set may have others.
 
     Returns:
         `{"training": cases, "validation": cases, "test": cases}`, a case being `{"case", "patient", "frame", "image",
@@ -76,11 +79,14 @@ def read_split(
     Raises:
         InputError: when the folder does not exist or a patient has none in it, the split file is damaged or lists a
             patient twice, the setting is unknown or asks for too many patients, or `Info.cfg` names a frame that is
-            not there.
+            not there, or as `datasets.described`.
     """
+    if setting is None and (listed := described_cases(dataset_dir, label_order)) is not None:
+        return with_patients(listed.split(split_file, validation=validation, seed=seed), listed.listing.patients)
     root = existing_folder(dataset_dir)
     folders = patient_folders(root)
-    known = {_number(name): name for name in folders} | dict(zip(folders, folders, strict=True))
+    logger.info("%s: read as %d folders of patients", root, len(folders))
+    known = _known(folders)
     if split_file is not None and setting is not None:
         raise InputError([("", str(split_file), f"split_file and setting {setting} exclude each other")])
     if split_file is not None:
@@ -94,6 +100,12 @@ def read_split(
     if setting is None:  # published lists may overlap, as `strict` allows
         check_names(chain.from_iterable(cases.values()))
     return cases
+
+
+def _known(names: Iterable[str]) -> dict[str, str]:
+    """Folders by their names, and by those of the authors: `001` is `patient001`."""
+    every = list(names)
+    return {_number(name): name for name in every} | dict(zip(every, every, strict=True))
 
 
 def _listed(split_file: str | Path, known: Mapping[str, str]) -> dict[str, list[str]]:
@@ -190,8 +202,8 @@ def find_images(dataset_dir: str | Path, *, series: Any = None, phase: int | Non
     Of a patient the ED and ES frames are taken; label maps (`*_gt`, `*_seg`) and cine series (`*_4d`) are not.
 
     Args:
-        dataset_dir: a volume, a folder of volumes (see `scans.scans_in`), of patients, or of one patient;
-            or a file or folder of MR series.
+        dataset_dir: a volume, a folder of volumes (see `scans.scans_in`), of patients, of one patient, a data set
+            that describes itself (see `datasets.described`), or a file or folder of MR series.
         series: UID or number of the series of DICOM to segment, see `dicom.find_series`.
         phase: which of several DICOM images at each position.
 
@@ -205,6 +217,8 @@ def find_images(dataset_dir: str | Path, *, series: Any = None, phase: int | Non
     """
     if (scans := dicom_scans(dataset_dir, modality="MR", series=series, phase=phase)) is not None:
         return scans
+    if (listed := described_cases(dataset_dir, None)) is not None:
+        return listed.scans()
     if (scan := single_scan(dataset_dir)) is not None:
         name = stem(scan)
         return [{"case": f"{scan.parent.name}_{name[:2]}" if name in IMAGES else name, "image": str(scan)}]
@@ -212,6 +226,7 @@ def find_images(dataset_dir: str | Path, *, series: Any = None, phase: int | Non
     alone = is_reorganised(root) or (root / "Info.cfg").is_file()
     cases = _images_of_patients(root, alone=alone)
     flat = [] if alone else [path for path in scans_in(root) if not stem(path).lower().endswith(SERIES)]
+    logger.info("%s: read as %d frames of patients and %d volumes", root, len(cases), len(flat))
     cases += [{"case": stem(path), "image": str(path)} for path in flat]
     if not cases:
         raise InputError([("", str(root), f"holds neither patients nor a volume {' '.join(SUFFIXES)}")])
@@ -234,6 +249,8 @@ def root_folder(dataset_dir: str | Path) -> str:
     It is `dataset_dir`, or the folder of a single volume; of one re-organised patient, the folder that it lies in.
     """
     root = Path(dataset_dir).absolute()
+    if is_list(root):
+        return str(root_of_list(root))
     folder = root.parent if root.is_file() else root
     return str(folder.parent if folder.is_dir() and is_reorganised(folder) else folder)
 

@@ -1,20 +1,29 @@
-"""How patients lie in folders: as ACDC distributes them, or re-organised."""
+"""How patients lie in folders: as ACDC distributes them, or re-organised; described data sets of the heart."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from .shared.datasets import Described, described
+from .shared.patients import frame_of, patient_of
 from .shared.scans import check_names, find_volume, folders_in, visible
 from .shared.stacks import read_info
 from .shared.validation import InputError
 
-__all__ = ["is_patient", "is_reorganised", "labelled_cases", "patient_folders"]
+__all__ = ["described_cases", "is_patient", "is_reorganised", "labelled_cases", "patient_folders", "with_patients"]
 
 FRAMES = ("ED", "ES")
 
-Case = dict[str, str]
+SYNONYMS = {  # what else structures are called in lists
+    "RV": ("right ventricle", "right ventricular cavity", "RVC", "RV cavity"),
+    "MYO": ("myocardium", "MLV", "LV myocardium", "left ventricular myocardium"),
+    "LV": ("left ventricle", "left ventricular cavity", "LVC", "LV cavity"),
+}
+
+Case = dict[str, Any]
 Problem = tuple[str, str, str]
 
 
@@ -95,3 +104,27 @@ def labelled_cases(folders: Sequence[Path]) -> list[Case]:
     cases = [case for folder in folders for case in _cases_of(folder)]
     check_names(cases)
     return cases
+
+
+def described_cases(dataset_dir: str | Path, label_order: Sequence[str] | None) -> Described | None:
+    """Returns what a data set that describes itself lists, see `datasets.described`.
+
+    Args:
+        dataset_dir: of the data set.
+        label_order: structures of the values 1, 2, ... of the bundle's label maps; `None`: labels are not needed.
+
+    Raises:
+        InputError: as `datasets.described`.
+    """
+    classes = None if label_order is None else {name: value for value, name in enumerate(label_order, 1)}
+    return described(dataset_dir, is_case=is_patient, labelled=classes is not None, classes=classes, synonyms=SYNONYMS)
+
+
+def with_patients(cases: Mapping[str, list[Case]], told: Mapping[str, str]) -> dict[str, list[Case]]:
+    """Returns cases with their patient, as told or by name, and the frame where the name has it."""
+    names = [case["case"] for listed in cases.values() for case in listed]
+    patients = {name: told.get(name) or patient_of(name, [other.casefold() for other in names]) for name in names}
+    return {
+        split: [case | {"patient": patients[case["case"]], "frame": frame_of(case["case"])} for case in listed]
+        for split, listed in cases.items()
+    }

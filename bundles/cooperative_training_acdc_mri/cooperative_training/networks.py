@@ -150,6 +150,9 @@ class CooperativeNetwork(nn.Module):
         temperature: divides logits before the slow-thinking network sees their softmax.
     """
 
+    # Whose shape depends on the number of classes, see `load_weights`.
+    class_layers = r"(segmentation|shape)_decoder\.final_conv\.|shape_encoder\.inc\.0\."
+
     def __init__(
         self,
         in_channels: int = 1,

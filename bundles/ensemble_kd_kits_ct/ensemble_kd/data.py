@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from .shared.datasets import Described, described, is_list, root_of_list
 from .shared.dicom import dicom_scans
-from .shared.lists import SPLITS, lists_of, read_json, read_split_file
+from .shared.lists import SPLITS, read_split_file
 from .shared.patients import by_patient, check_patients, draw, expanded
 from .shared.scans import (
     SUFFIXES,
@@ -29,9 +30,16 @@ __all__ = ["evaluation_cases", "find_scans", "read_split", "root_folder", "soft_
 
 logger = logging.getLogger(__name__)
 
-PATIENT = ("patient", "subject")  # entries of a datalist's records
+# What else classes are called in lists; with `*`, regions of several values.
+SYNONYMS = {
+    "kidney": ("kidneys", "kidney*"),
+    "tumour": ("kidney tumour", "mass", "kidney mass"),
+    "RV": ("right ventricle", "right ventricular cavity", "RVC", "RV cavity"),
+    "MYO": ("myocardium", "MLV", "LV myocardium", "left ventricular myocardium"),
+    "LV": ("left ventricle", "left ventricular cavity", "LVC", "LV cavity"),
+}
 
-Case = dict[str, str]
+Case = dict[str, Any]
 
 
 def read_split(
@@ -39,6 +47,7 @@ def read_split(
     split_file: str | Path | None = None,
     *,
     frames: Sequence[str] = ("ED",),
+    label_order: Sequence[str] = (),
     validation: float = 0.2,
     seed: int = 123,
 ) -> dict[str, list[Case]]:
@@ -47,13 +56,13 @@ def read_split(
     Args:
         dataset_dir: a folder with a folder for each case or patient, as KiTS distributes them
             (`case_NNNNN/{imaging,segmentation}.nii.gz`) or ACDC (`patientNNN/` with `Info.cfg`,
-            `patientNNN_frameFF.nii.gz` and `..._gt.nii.gz`); or a JSON datalist as of the Medical Segmentation
-            Decathlon, with records `{"image", "label"}` under `training` and, if wanted, `validation` and `test`, whose
-            paths are relative to it. Test scans without a label, as the Decathlon lists them, are left out. Records may
-            tell their `patient`, or `subject`.
+            `patientNNN_frameFF.nii.gz` and `..._gt.nii.gz`); or a data set that describes itself, see
+            `datasets.described`: a JSON datalist, a folder of the Decathlon or of nnU-Net. Test scans without a label,
+            as the Decathlon lists them, are left out. Records may tell their `patient`, or `subject`.
         split_file: JSON with lists of the folders' names, or of a datalist's case names, under `training`, `validation`
             and, if wanted, `test`.
         frames: the frames of an ACDC patient.
+        label_order: classes of the values 1, 2, ... of label maps; a data set that calls them by names may have others.
         validation: without a file, and unless a datalist tells, the fraction of the patients for validation, the same
             of every `Group` in `Info.cfg`, see `patients.draw`.
         seed: of that draw.
@@ -64,40 +73,53 @@ def read_split(
     Raises:
         InputError: when the folder or a file does not exist or is damaged, there are fewer than two patients to split,
             a folder or a patient is in two lists, a folder is of neither layout or has two files for one scan, two
-            cases have one name, or `Info.cfg` names no such frame.
+            cases have one name, `Info.cfg` names no such frame, or as `datasets.described`.
     """
     root = Path(dataset_dir).absolute()  # the first import of itk changes the working directory for a moment
-    patients: dict[str, str] = {}
-    if _is_datalist(root):
-        lists, patients = _datalist(root)
-        lists["test"] = [case for case in lists["test"] if "label" in case]
-        found = {case["case"]: [case] for cases in lists.values() for case in cases}
-    else:
-        lists = {}
-        found = {folder.name: _cases_of(folder, frames) for folder in folders_in(existing_folder(root))}
+    if (listed := _described(root, frames, labelled=True, label_order=label_order)) is not None:
+        cases = listed.split(split_file, validation=validation, seed=seed)
+        check_names(chain.from_iterable(cases.values()))
+        return cases
+    found = {folder.name: _cases_of(folder, frames) for folder in folders_in(existing_folder(root))}
+    logger.info("%s: read as %d folders of cases of KiTS or ACDC", root, len(found))
     if split_file:
         names = read_split_file(split_file)
-    elif lists.get("validation"):
-        names = {split: [case["case"] for case in lists[split]] for split in SPLITS}
     else:
-        tested = {case["case"] for case in lists.get("test", [])}
-        names = _drawn(
-            [name for name in found if name not in tested], patients, root=root, fraction=validation, seed=seed
-        )
-        names["test"] = sorted(tested)
-    if unknown := [name for split in SPLITS for name in names[split] if name not in found]:
-        raise InputError((name, str(root), "the split file names it, there is no such case") for name in unknown)
-    check_patients(names, source=split_file or root, patients=patients)
-    if bad := [name for split in SPLITS for name in names[split] if not found[name]]:
-        rule = "holds neither imaging and segmentation nor an Info.cfg with the frames " + ", ".join(frames)
-        raise InputError((name, str(root / name), rule) for name in bad)
+        names = _drawn(list(found), root=root, fraction=validation, seed=seed)
+    _check_cases(names, found, root, source=split_file or root, frames=frames)
     cases = {split: [case for name in names[split] for case in found[name]] for split in SPLITS}
-    check_names(case for split in SPLITS for case in cases[split])
+    check_names(chain.from_iterable(cases.values()))
     return cases
 
 
-def _is_datalist(path: Path) -> bool:
-    return path.suffix.lower() == ".json" and not os.path.isdir(path)  # noqa: PTH112  # which raises when a folder above cannot be read
+def _described(
+    root: Path, frames: Sequence[str], *, labelled: bool, label_order: Sequence[str] = ()
+) -> Described | None:
+    return described(
+        root,
+        is_case=lambda folder: bool(_cases_of(folder, frames)),
+        labelled=labelled,
+        classes={name: value for value, name in enumerate(label_order, 1)} or None,
+        synonyms=SYNONYMS,
+    )
+
+
+def _check_cases(
+    names: Mapping[str, Sequence[str]],
+    found: Mapping[str, Sequence[Case]],
+    root: Path,
+    *,
+    source: str | Path,
+    frames: Sequence[str],
+) -> None:
+    """Refuses a split with a case that is not there or has no files, and one that divides a patient."""
+    listed = list(chain.from_iterable(names.values()))
+    if unknown := [name for name in listed if name not in found]:
+        raise InputError((name, str(root), "the split file names it, there is no such case") for name in unknown)
+    check_patients(names, source=source)
+    if bad := [name for name in listed if not found[name]]:
+        rule = "holds neither imaging and segmentation nor an Info.cfg with the frames " + ", ".join(frames)
+        raise InputError((name, str(root / name), rule) for name in bad)
 
 
 def _cases_of(folder: Path, frames: Sequence[str]) -> list[Case]:
@@ -122,41 +144,12 @@ def _frames(folder: Path, frames: Sequence[str]) -> Iterator[tuple[str, Path, Pa
             yield frame, image, label
 
 
-def _drawn(
-    names: Sequence[str], patients: Mapping[str, str], *, root: Path, fraction: float, seed: int
-) -> dict[str, list[str]]:
-    groups = by_patient(names, patients)
+def _drawn(names: Sequence[str], *, root: Path, fraction: float, seed: int) -> dict[str, list[str]]:
+    groups = by_patient(names)
     if len(groups) < 2:
         raise InputError([("", str(root), f"needs cases of two patients or more to train, holds {len(groups)}")])
-    kinds = {name: "" if root.is_file() else read_info(root / name / "Info.cfg").get("Group", "") for name in groups}
-    return expanded(draw(kinds, validation=fraction, seed=seed), groups)
-
-
-def _datalist(path: Path, *, labelled: bool = True) -> tuple[dict[str, list[Case]], dict[str, str]]:
-    """Returns the cases of a datalist, and the patients of those whose records tell them.
-
-    Those under `test` may have no label, and be mere paths of images.
-    """
-    rule = "must hold a list of cases under 'training' and, if wanted, 'validation' and 'test'"
-    content = lists_of(read_json(path, kind="datalist"), path, known=SPLITS, needed=["training"], rule=rule)
-    lists: dict[str, list[Case]] = {split: [] for split in SPLITS}
-    patients: dict[str, str] = {}
-    for split in SPLITS:
-        keys = ("image", "label") if labelled and split != "test" else ("image",)
-        for entry in content[split]:
-            record = {"image": entry} if isinstance(entry, str) and split == "test" else entry
-            if not isinstance(record, dict) or not all(_is_text(record.get(key)) for key in keys):
-                raise InputError([("", str(path), f"every record in {split} must have an {' and a '.join(keys)}")])
-            files = {key: str((path.parent / record[key]).absolute()) for key in ("image", "label") if record.get(key)}
-            case = record.get("case") or stem(Path(files["image"]))
-            lists[split].append({"case": case} | files)
-            patients.update((case, str(record[key])) for key in PATIENT if record.get(key) is not None)
-    check_names((case for cases in lists.values() for case in cases), source=path)
-    return lists, patients
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    kinds = {name: read_info(root / name / "Info.cfg").get("Group", "") for name in groups}
+    return expanded(draw(kinds, validation=fraction, seed=seed), groups) | {"test": []}
 
 
 def evaluation_cases(cases: Mapping[str, list[Case]], subset: str | None = None) -> list[Case]:
@@ -208,24 +201,27 @@ def find_scans(
         return scans
     if split_file is not None:
         found = read_split(root, split_file, frames=frames)["training"]
-    elif _is_datalist(root):
-        lists, _ = _datalist(root, labelled=False)
-        counts = ", ".join(f"{len(cases)} of {split}" for split, cases in lists.items() if cases)
-        logger.info("%s: every list is taken, %s", root, counts)
-        found = [case for cases in lists.values() for case in cases]
+    elif (listed := _described(root, frames, labelled=False)) is not None:
+        found = listed.scans()
     elif (scan := single_scan(root)) is not None:
         found = [{"case": scan.parent.name if stem(scan).lower() == "imaging" else stem(scan), "image": str(scan)}]
     else:
-        alone = _cases_of(existing_folder(root), frames)
-        cases = {folder: _cases_of(folder, frames) for folder in folders_in(root)}
-        check_folders(cases, [folder for folder, held in cases.items() if held])
-        found = [case for held in cases.values() for case in held] + alone
-        flat = [] if alone else scans_in(root, others=[case["case"] for case in found])
-        found += [{"case": stem(path), "image": str(path)} for path in flat]
+        found = _scans_of(existing_folder(root), frames)
     if not found:
         raise InputError([("", str(root), f"holds neither cases nor a volume {' '.join(SUFFIXES)}")])
     check_names(found)
     return [{"case": case["case"], "image": case["image"]} for case in found]
+
+
+def _scans_of(root: Path, frames: Sequence[str]) -> list[Case]:
+    """Lists the cases of a folder and of those in it, and the volumes in it unless it is that of one case."""
+    alone = _cases_of(root, frames)
+    cases = {folder: _cases_of(folder, frames) for folder in folders_in(root)}
+    check_folders(cases, [folder for folder, held in cases.items() if held])
+    found = [*chain.from_iterable(cases.values()), *alone]
+    flat = [] if alone else scans_in(root, others=[case["case"] for case in found])
+    logger.info("%s: read as %d cases of KiTS or ACDC and %d volumes", root, len(found), len(flat))
+    return found + [{"case": stem(path), "image": str(path)} for path in flat]
 
 
 def root_folder(dataset_dir: str | Path) -> str:
@@ -235,11 +231,7 @@ def root_folder(dataset_dir: str | Path) -> str:
     one case of KiTS, the folder that it lies in.
     """
     root = Path(dataset_dir).absolute()
-    folder = root if root.is_dir() else root.parent
-    if _is_datalist(root):
-        lists, _ = _datalist(root, labelled=False)
-        folders = [Path(case["image"]).parent for cases in lists.values() for case in cases]
-        folder = Path(os.path.commonpath(folders or [folder]))
+    folder = root if root.is_dir() else root_of_list(root) if is_list(root) else root.parent
     return str(folder.parent if folder.is_dir() and find_volume(folder, "imaging") else folder)
 
 

@@ -39,6 +39,8 @@ class DilatedCNN(nn.Module):
         InputError: if the receptive field is another.
     """
 
+    class_layers = r"head\.logits\."  # whose shape depends on the number of classes, see `load_weights`
+
     def __init__(
         self,
         out_channels: int,
@@ -150,6 +152,8 @@ class ResNet(nn.Module):
     Raises:
         InputError: if `spatial_dims` is another.
     """
+
+    class_layers = r"head\.logits\."  # whose shape depends on the number of classes, see `load_weights`
 
     def __init__(
         self,

@@ -13,8 +13,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
+from .shared.geometry import apart, same_grid
 from .shared.validation import InputError
-from .shared.volumes import VolumeError, apart, read_volume, same_grid
+from .shared.volumes import VolumeError, read_volume
 from .shared.writing import write_volume
 from .windows import SUM_TOLERANCE
 

@@ -60,6 +60,8 @@ class UNet(nn.Module):
         InputError: if `spatial_dims` is another, or there is but one resolution.
     """
 
+    class_layers = r"decoder\.\d+\.head\."  # whose shape depends on the number of classes, see `load_weights`
+
     def __init__(
         self,
         spatial_dims: int,

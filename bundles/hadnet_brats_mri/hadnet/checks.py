@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .shared.conventions import LabelConvention
 from .shared.data import sequence_files
+from .shared.naming import stack_of
 from .shared.sequences import channels_of
 from .shared.validation import Case, InputError, case_name, check_cases
 from .shared.volumes import voxels_of
@@ -78,7 +79,8 @@ def check_scans(
         stacked = scan.get("image")
         if stacked is not None:
             try:
-                channels = channels_of(case["needed"], stack=stack, count=stacked.shape[-1])
+                held, complete = stack_of(case["image"], stack, told=case.get("stack"))
+                channels = channels_of(case["needed"], stack=held, count=stacked.shape[-1], complete=complete)
             except InputError as error:
                 yield "image", str(error).rpartition(": ")[2]
                 return

@@ -77,6 +77,8 @@ class SegmentationNetwork(nn.Module):
         dropout: probability that a channel is dropped, everywhere but at the input.
     """
 
+    class_layers = r"head\."  # whose shape depends on the number of classes, see `load_weights`
+
     def __init__(self, in_channels: int, classes: int = 4, *, filters: int = 32, dropout: float = 0.2) -> None:
         super().__init__()
         k = filters

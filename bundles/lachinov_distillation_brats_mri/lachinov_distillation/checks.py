@@ -9,6 +9,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from .shared.conventions import LabelConvention
 from .shared.data import sequence_files
+from .shared.naming import stack_of
 from .shared.sequences import channels_of
 from .shared.validation import Case, InputError, case_name, check_cases
 from .shared.volumes import voxels_of
@@ -70,7 +71,8 @@ def check_scans(
         if "image" in volumes:
             stacked = voxels_of(volumes["image"])
             try:
-                channels = channels_of(sequences, stack=case.get("stack") or stack, count=stacked.shape[-1])
+                held, complete = stack_of(case["image"], stack, told=case.get("stack"))
+                channels = channels_of(sequences, stack=held, count=stacked.shape[-1], complete=complete)
             except InputError as error:
                 yield "image", str(error).rpartition(": ")[2]
                 return

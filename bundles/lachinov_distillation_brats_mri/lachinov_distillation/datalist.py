@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .shared.data import find_scans
+from .shared.datasets import is_list
 from .shared.files import write_text
 from .shared.lists import lists_of, read_json
 from .shared.patients import by_patient, check_patients
@@ -117,7 +118,7 @@ def unlabelled_cases(dataset_dir: str | Path, *, sequences: Sequence[str]) -> li
     Raises:
         InputError: as `data.find_scans` and `read_datalist`, and when the datalist has none.
     """
-    if Path(dataset_dir).suffix.lower() != ".json":
+    if not is_list(Path(dataset_dir).absolute()) or _describes(dataset_dir):
         return find_scans(dataset_dir, sequences=sequences)
     lists = read_datalist(dataset_dir)
     if not (cases := lists["unlabelled"]):
@@ -125,6 +126,12 @@ def unlabelled_cases(dataset_dir: str | Path, *, sequences: Sequence[str]) -> li
     others = ", ".join(f"{len(lists[name])} of {name}" for name in SPLITS[:3])
     logger.info("%s: the %d unlabelled scans are taken, not those with labels: %s", dataset_dir, len(cases), others)
     return cases
+
+
+def _describes(path: str | Path) -> bool:
+    """Whether a JSON file is of the Decathlon or of nnU-Net, whose channels it names."""
+    content = read_json(path, kind="datalist") if Path(path).is_file() else None
+    return isinstance(content, dict) and not {"modality", "channel_names"}.isdisjoint(content)
 
 
 def with_pseudo_labels(

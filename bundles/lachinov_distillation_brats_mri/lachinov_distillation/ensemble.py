@@ -20,9 +20,10 @@ from .conversions import class_probabilities, region_probabilities
 from .labelling import as_bytes, discretise_classes, remove_small_components
 from .labels import CHANNELS, mapped
 from .shared.evaluation import voxel_volume
+from .shared.geometry import same_grid
 from .shared.regions import CLASSES, VALUES
 from .shared.validation import Case, InputError, case_name
-from .shared.volumes import LoadVolume, VolumeError, read_volume, same_grid
+from .shared.volumes import LoadVolume, VolumeError, read_volume
 from .shared.weights import load_weights
 
 __all__ = ["Ensemble", "EnsembleLabeld", "FileMember", "NetworkMember"]

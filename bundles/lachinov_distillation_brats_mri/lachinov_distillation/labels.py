@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from .shared.regions import CLASSES, VALUES, region_mask
-from .shared.volumes import LoadVolume
+from .shared.volumes import LoadVolume, renumbered
 
 __all__ = ["CHANNELS", "LoadLabeld", "ToRegionsd", "mapped"]
 
@@ -32,8 +32,9 @@ def mapped(label: torch.Tensor, label_order: Sequence[str]) -> torch.Tensor:
 class LoadLabeld(MapTransform):
     """Loads label maps as `(1, H, W, D)`, uint8, in the values 1 NCR, 2 ED, 4 ET.
 
-    A case with an entry `label_order` has values of another order. A case with a file `soft` has region probabilities
-    instead of a label map: they become `(3, H, W, D)`, float32, from WT, TC and ET in 0 to 255.
+    A case with an entry `label_order` has values of another order, one with `label_values` is renumbered by it first.
+    A case with a file `soft` has region probabilities instead of a label map: they become `(3, H, W, D)`, float32, from
+    WT, TC and ET in 0 to 255.
 
     Args:
         keys: label maps.
@@ -55,6 +56,8 @@ class LoadLabeld(MapTransform):
                 item[key] = MetaTensor(regions, meta=soft.meta)
             else:
                 label: MetaTensor = self._load(item[key])
+                if item.get("label_values"):
+                    label.copy_(torch.from_numpy(renumbered(label.numpy(), item["label_values"])))
                 values = mapped(label.as_tensor(), item.get("label_order") or self.label_order)
                 item[key] = MetaTensor(values[None], meta=label.meta)
             item[key].meta["original_channel_dim"] = float("nan")

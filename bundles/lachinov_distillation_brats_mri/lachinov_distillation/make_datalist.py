@@ -155,9 +155,10 @@ def _decathlon(root: Path, sequences: Sequence[str]) -> list[Scan]:
 
 
 def _unlabelled(root: Path, sequences: Sequence[str]) -> list[Scan]:
+    stack = channels(root, sequences) if root.name in ("imagesTr", "imagesTs") else None
     found = find_scans(root, sequences=sequences)
     stacked = [sequence_files(case["image"], sequences) is None for case in found]
-    stack = channels(root, sequences) if any(stacked) else None
+    stack = stack or (channels(root, sequences) if any(stacked) else None)
     return [
         Scan("unlabelled", case["case"], {**case, "stack": stack if alone else None})
         for case, alone in zip(found, stacked, strict=True)

@@ -92,6 +92,8 @@ class ResUNet(nn.Module):
         ValueError: if the numbers of widths and blocks do not fit together, or `upsampling` is another.
     """
 
+    class_layers = r"head\."  # whose shape depends on the number of classes, see `load_weights`
+
     def __init__(
         self,
         in_channels: int = 4,

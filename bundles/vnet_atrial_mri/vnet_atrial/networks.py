@@ -144,6 +144,8 @@ class VNet(nn.Module):
         attention_dilation: see `AttentionGate`.
     """
 
+    class_layers = r"head\."  # whose shape depends on the number of classes, see `load_weights`
+
     def __init__(
         self,
         in_channels: int = 1,

@@ -18,7 +18,7 @@ from tests.support.dicom_files import OBLIQUE, uid, write_enhanced, write_series
 from tools import REPO
 from tools.dicom.seg import seg
 from tools.shared.dicom import read_series
-from tools.shared.volumes import apart
+from tools.shared.geometry import apart
 from tools.shared.writing import write_volume
 
 SHAPE = (8, 6, 5)

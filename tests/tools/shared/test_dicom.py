@@ -17,11 +17,12 @@ from pydicom.uid import UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, 
 
 from tests.support.dicom_files import OBLIQUE, uid, write_enhanced, write_series
 from tools.shared.dicom import dicom_scans, find_series
+from tools.shared.geometry import apart
 from tools.shared.series import holds_dicom
 from tools.shared.slices import read_header
 from tools.shared.validation import InputError, check_cases
 from tools.shared.verdicts import Verdicts
-from tools.shared.volumes import LoadVolume, VolumeError, apart, read_volume, voxels_of
+from tools.shared.volumes import LoadVolume, VolumeError, read_volume, voxels_of
 from tools.shared.writing import ScanGridWriter, ScanLayout, check_outputs
 
 sitk: Any = importlib.import_module("SimpleITK")  # its functions have no types

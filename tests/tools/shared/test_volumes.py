@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImage
 
-from tools.shared import volumes
+from tools.shared import geometry, volumes
 
 VOXELS = np.arange(4 * 5 * 60, dtype=np.int16).reshape(4, 5, 60)
 TURN = np.array([[0.8, 0, 0.6, 0], [0, 1, 0, 0], [-0.6, 0, 0.8, 0], [0, 0, 0, 1]])
@@ -273,9 +273,9 @@ def test_corners_of_two_grids() -> None:
     """Elements that agree to 0.01 are not enough."""
     off = np.eye(4)
     off[0, 2] = 0.0095
-    assert volumes.apart(np.eye(4), off, shape=(4, 5, 301)) == pytest.approx(2.8595)
-    assert not volumes.same_grid(np.eye(4), off, shape=(4, 5, 301))
-    assert volumes.same_grid(np.eye(4), off, shape=(4, 5, 5))
+    assert geometry.apart(np.eye(4), off, shape=(4, 5, 301)) == pytest.approx(2.8595)
+    assert not geometry.same_grid(np.eye(4), off, shape=(4, 5, 301))
+    assert geometry.same_grid(np.eye(4), off, shape=(4, 5, 5))
 
 
 def test_real_headers(real_data: Path) -> None:

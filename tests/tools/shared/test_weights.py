@@ -179,3 +179,57 @@ def test_the_message_shows_how_names_differ(tmp_path: Path) -> None:
     saved(tmp_path / "ddp.pt", {f"module.{name}": value for name, value in network.state_dict().items()})
     with pytest.raises(InputError, match=r"missing 0.bias[\s\S]*unknown module.0.bias"):
         load_weights(network, tmp_path / "ddp.pt")
+
+
+class Classifier(nn.Module):
+    """A body, and a head with a channel for each class."""
+
+    class_layers = r"head\."
+
+    def __init__(self, classes: int, *, width: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Conv3d(1, width, 1)
+        self.head = nn.Conv3d(width, classes, 1)
+
+
+def test_only_the_layers_of_other_classes_are_drawn_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path, old, new = tmp_path / "model.pt", Classifier(4), Classifier(2)
+    torch.save(old.state_dict(), path)
+    drawn = new.head.weight.detach().clone()
+    load_weights(new, path, new_classes=True)
+    assert torch.equal(new.body.weight, old.body.weight)
+    assert torch.equal(new.head.weight, drawn)
+    assert f"{path}: of another number of classes, drawn anew: head.weight, head.bias" in caplog.text
+    same = Classifier(4)
+    load_weights(same, path, new_classes=True)
+    assert torch.equal(same.head.weight, old.head.weight)
+    with pytest.raises(InputError, match=r"head\.bias has shape \(4,\) instead of \(2,\)"):
+        load_weights(Classifier(2), path)
+    with pytest.raises(InputError, match=r"body\.weight has shape \(3, 1, 1, 1, 1\) instead of \(5, 1, 1, 1, 1\)"):
+        load_weights(Classifier(2, width=5), path, new_classes=True)
+
+
+@pytest.mark.parametrize("name", ["vnet", "cooperative", "hadnet", "lachinov", "dilated", "resnet", "unet"])
+def test_every_network_starts_from_one_of_other_classes(name: str, tmp_path: Path) -> None:
+    from cooperative_training.networks import CooperativeNetwork
+    from ensemble_kd.networks import DilatedCNN, ResNet, UNet
+    from hadnet.networks import SegmentationNetwork
+    from lachinov_distillation.networks import ResUNet
+    from vnet_atrial.networks import VNet
+
+    make: dict[str, Callable[[int], nn.Module]] = {
+        "vnet": lambda classes: VNet(out_channels=classes, channels=[2, 4, 8, 16, 32]),
+        "cooperative": lambda classes: CooperativeNetwork(classes=classes, channels=[2, 4, 8, 8, 8]),
+        "hadnet": lambda classes: SegmentationNetwork(2, classes, filters=4),
+        "lachinov": lambda classes: ResUNet(2, classes, channels=[8, 8, 8, 8]),
+        "dilated": lambda classes: DilatedCNN(classes, receptive_field=35, channels=4),
+        "resnet": lambda classes: ResNet(3, classes, channels=8),
+        "unet": lambda classes: UNet(3, classes, channels=[4, 8, 8], deep_supervision=True),
+    }
+    old, new = make[name](3), make[name](2)
+    torch.save(old.state_dict(), tmp_path / "model.pt")
+    load_weights(new, tmp_path / "model.pt", new_classes=True)
+    same = [key for key, value in new.state_dict().items() if value.shape == old.state_dict()[key].shape]
+    assert len(same) < len(old.state_dict())
+    assert all(torch.equal(new.state_dict()[key], old.state_dict()[key]) for key in same)

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +18,10 @@ from .validation import InputError
 
 __all__ = ["SPLITS", "lists_of", "read_json", "read_split_file", "read_text"]
 
+logger = logging.getLogger(__name__)
+
 SPLITS = ("training", "validation", "test")
+FOLD = re.compile(r"(.+\.json):(\d{1,3})", re.IGNORECASE)
 # Lists in the descriptions of data sets that are no lists of cases.
 METADATA = {"labels", "modality", "channel_names", "tensorImageSize", "tensorImageSizes", "authors", "keywords"}
 
@@ -92,27 +98,52 @@ def _check_known(found: Mapping[str, Any], path: str | Path, *, known: Sequence[
         raise InputError(problems)
 
 
+def _fold_of(path: Path) -> tuple[Path, int | None]:
+    match = FOLD.fullmatch(path.name)
+    return (path.with_name(match[1]), int(match[2])) if match else (path, None)
+
+
+def _of_fold(content: Any, path: Path, fold: int | None) -> Any:
+    """One of nnU-Net's folds as lists of training and validation; anything else as it is."""
+    if fold is None and not (isinstance(content, list) and content):
+        return content
+    fold = fold or 0
+    if not isinstance(content, list) or fold >= len(content):
+        count = f"it has {len(content)}" if isinstance(content, list) else "it is no list of folds"
+        raise InputError([("", str(path), f"has no fold {fold}, {count}")])
+    if not isinstance(content[fold], dict) or not {"train", "val"} <= content[fold].keys():
+        raise InputError([("", str(path), f"fold {fold} must hold lists of case names under 'train' and 'val'")])
+    logger.info("%s: fold %d of %d, 0 to %d", path, fold, len(content), len(content) - 1)
+    return {"training": content[fold]["train"], "validation": content[fold]["val"]}
+
+
 def read_split_file(path: str | Path) -> dict[str, list[str]]:
     """Reads a JSON file with lists of case names under `training`, `validation` and, if wanted, `test`.
 
+    nnU-Net's `splits_final.json` is read too, a list of folds `{"train": names, "val": names}`: the first, or with
+    `splits_final.json:3` the one of that number, from 0 on.
+
     Raises:
-        InputError: as `read_json` and `lists_of`, and when an entry is no name of a case, or is listed twice.
+        InputError: as `read_json` and `lists_of`, and when there is no such fold, an entry is no name of a case, or is
+            listed twice.
     """
+    path, fold = _fold_of(Path(path))
     content = read_json(path, kind="split file")
+    content = _of_fold(content, path, fold)
     rule = "must hold lists of case names under 'training' and 'validation', and may under 'test'"
     named = lists_of(content, path, known=SPLITS, needed=SPLITS[:2], rule=rule)
-    problems = [
-        ("", str(path), f"entry {number} of '{split}': {problem}")
-        for split, names in named.items()
-        for number, name in enumerate(names, 1)
-        if (problem := problem_of_name(name))
-    ]
-    if not problems:
-        counts = Counter(name for names in named.values() for name in names)
-        problems = [(name, str(path), "is listed twice") for name, count in sorted(counts.items()) if count > 1]
-    if problems:
-        raise InputError(problems)
+    if rules := [rule for split, names in named.items() for rule in _rules_broken(split, names)]:
+        raise InputError(("", str(path), rule) for rule in rules)
+    counts = Counter(chain.from_iterable(named.values()))
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise InputError((name, str(path), "is listed twice") for name in twice)
     return named
+
+
+def _rules_broken(split: str, names: Sequence[Any]) -> Iterator[str]:
+    for number, name in enumerate(names, 1):
+        if problem := problem_of_name(name):
+            yield f"entry {number} of '{split}': {problem}"
 
 
 def read_text(path: str | Path, *, kind: str) -> str:

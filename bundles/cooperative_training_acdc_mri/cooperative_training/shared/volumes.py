@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import logging
 import stat
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from monai.config import PathLike
 from monai.data import NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
@@ -21,40 +21,24 @@ from monai.utils import ensure_tuple
 from nibabel.fileholders import FileHolder
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Image
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from .geometry import VolumeError, apart, check_grid, same_grid, sizes_of, times
 from .nrrd import read_nrrd
 
-__all__ = [
-    "SUFFIXES",
-    "LoadVolume",
-    "LoadVolumed",
-    "VolumeError",
-    "apart",
-    "first_cause",
-    "folder_readers",
-    "read_volume",
-]
-__all__ += ["folder_readers", "read_volume", "reason", "same_grid", "voxels_of"]
+__all__ = ["SUFFIXES", "LoadVolume", "LoadVolumed", "VolumeError", "first_cause", "folder_readers"]
+__all__ += ["read_volume", "reason", "renumbered", "voxels_of"]
 
-Affine = NDArray[np.float64]
 
 # Of a reader of MONAI's that is not used, whenever a loader is made where pydicom is installed.
 warnings.filterwarnings("ignore", "NvImgCodec")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd")
-SIZES = 0.2, 25.0  # of a voxel in mm; scans of people lie within, and those in other units without
-FARTHEST = 5000.0  # mm from the origin
-FRACTION = 0.05  # of a voxel's shortest edge by which corners may be off; rounding in headers makes half of it
 MOST = 2**31  # voxels
 LONGEST = 500  # characters of a reason
 # What reads the path of a scan that is no file, and returns nothing for other paths: `dicom`, in bundles that have it.
 folder_readers: list[Callable[[Path], Nifti1Image | None]] = []
-
-
-class VolumeError(ValueError):
-    """What is wrong with a file or its header, as the end of a sentence about it."""
 
 
 def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1Image:
@@ -72,13 +56,13 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
     Raises:
         VolumeError: when there is no such regular file, it is damaged, longer or shorter than its header says, of
             another format, holds no real numbers or none at all, has another number of axes, or has a header that
-            does not tell size, position and axes of the voxels in the patient: see `_check_grid`.
+            does not tell size, position and axes of the voxels in the patient: see `check_grid`.
     """
     file = Path(path)
     for reader in folder_readers:
         if (series := reader(file)) is not None:
             _check_voxels(series.get_data_dtype(), series.shape, dimensions)
-            _check_grid(series.affine, series.shape)
+            check_grid(series.affine, series.shape)
             return series
     try:
         regular = stat.S_ISREG(file.stat().st_mode)
@@ -97,7 +81,7 @@ def read_volume(path: PathLike, *, dimensions: Sequence[int] = (3, 4)) -> Nifti1
         raise
     except Exception as error:
         raise VolumeError(f"cannot be read ({reason(error)})") from error
-    _check_grid(image.affine, image.shape)
+    check_grid(image.affine, image.shape)
     return image
 
 
@@ -118,24 +102,6 @@ def reason(error: BaseException, *, until: type[BaseException] | tuple[()] = ())
 def voxels_of(image: Nifti1Image) -> NDArray[Any]:
     """Returns the array of a volume that `read_volume` has read, without a copy."""
     return np.asarray(image.dataobj)
-
-
-def apart(one: ArrayLike, other: ArrayLike, *, shape: Sequence[int]) -> float:
-    """Returns by how many mm the corners of two grids of one shape are apart, at most.
-
-    Args:
-        one: affine `(4, 4)`.
-        other: affine `(4, 4)`.
-        shape: voxels along the axes of space.
-    """
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, size) for size in shape[:3]))])
-    moved = (np.asarray(one, np.float64) - np.asarray(other, np.float64)) @ corners.T
-    return float(np.linalg.norm(moved[:3], axis=0).max())
-
-
-def same_grid(one: ArrayLike, other: ArrayLike, *, shape: Sequence[int]) -> bool:
-    """Returns whether all corners of two grids of one shape are within a small part of a voxel."""
-    return apart(one, other, shape=shape) <= FRACTION * float(_sizes(np.asarray(one, np.float64)).min())
 
 
 class _Reader(NibabelReader):
@@ -162,17 +128,47 @@ class LoadVolume(LoadImage):
 
 
 class LoadVolumed(LoadImaged):
-    """`LoadImaged` that reads as `read_volume` does, whichever libraries are installed."""
+    """`LoadImaged` that reads as `read_volume` does, whichever libraries are installed.
+
+    The `label` of a case with an entry `label_values` is renumbered by it, and the entry is taken out.
+    """
 
     def __init__(self, keys: Any, **options: Any) -> None:
         super().__init__(keys, **options)
         self.register(_Reader())
 
+    def __call__(self, data: Any, reader: Any = None) -> Any:
+        """Returns `data` with its volumes."""
+        loaded = super().__call__(data, reader)
+        if "label" in self.keys and (values := loaded.pop("label_values", None)):
+            label = loaded["label"]
+            label.copy_(torch.from_numpy(renumbered(label.cpu().numpy(), values)))
+        return loaded
+
+
+def renumbered(label: NDArray[Any], values: Sequence[int]) -> NDArray[Any]:
+    """Returns a label map with other values.
+
+    Args:
+        label: of any shape.
+        values: what takes the place of the values 0, 1, ...; -1 for those that may not be there.
+
+    Raises:
+        VolumeError: when it has another value.
+    """
+    table = np.asarray(values, np.int64)
+    allowed = np.flatnonzero(table >= 0)
+    if (found := np.setdiff1d(label, allowed)).size:
+        raise VolumeError(
+            f"values must be among {allowed.tolist()}, as the data set lists, found {found[:10].tolist()}"
+        )
+    return table[label.astype(np.int64)]
+
 
 def _read_nrrd(file: Path, _: Sequence[int]) -> Nifti1Image:
     voxels, affine = read_nrrd(file)
     _check_voxels(voxels.dtype, voxels.shape, [3])  # of others, the affine says nothing
-    _check_grid(affine, voxels.shape)
+    check_grid(affine, voxels.shape)
     return Nifti1Image(_native(voxels), affine, dtype=voxels.dtype)
 
 
@@ -197,7 +193,7 @@ def _read_nifti(file: Path, dimensions: Sequence[int]) -> Nifti1Image:
     _check_header(raw, image)
     scaled = image.affine.copy()
     image = correct_nifti_header_if_necessary(image)
-    scaled[:3, :3] *= _sizes(image.affine) / _sizes(scaled)
+    scaled[:3, :3] *= sizes_of(image.affine) / sizes_of(scaled)
     if not same_grid(image.affine, scaled, shape=image.shape):
         raise VolumeError("has other voxel sizes in its sform than in pixdim, and a qform that does not go with it")
     return kind(_scaled(stored, raw), image.affine, image.header)
@@ -246,44 +242,12 @@ def _check_header(raw: Nifti1Header, image: Nifti1Image) -> None:
     if not forms:
         raise VolumeError("does not say how it lies in the patient, qform_code and sform_code are 0")
     for form in forms:
-        _check_grid(form, image.shape)
+        check_grid(form, image.shape)
     if (off := apart(forms[0], forms[-1], shape=image.shape)) > pixdim.min():
         raise VolumeError(f"lies at two places, {off:.3g} mm apart: its qform and its sform differ")
     # MONAI takes the lengths of pixdim, and with them the qform, others those of the sform. Files of ACDC have voxels
     # of 1 mm in their sform and the true ones in pixdim.
-    sizes = _sizes(forms[-1])
+    sizes = sizes_of(forms[-1])
     longer = np.abs(sizes - pixdim) * np.maximum(np.array(image.shape[:3]) - 1, 1)
     if longer.max() > pixdim.min() and not np.allclose(sizes, 1, atol=1e-4):
-        raise VolumeError(f"has voxels of {_times(sizes)} mm by its sform, of {_times(pixdim)} mm by pixdim")
-
-
-def _check_grid(affine: Affine, shape: Sequence[int]) -> None:
-    """Checks that voxels have the size of those of scans, a position, and axes at right angles.
-
-    Raises:
-        VolumeError: when not. Axes may be off by what moves no corner by more than a small part of a voxel.
-    """
-    if not np.isfinite(affine).all():
-        raise VolumeError("has axes or a position that are not finite")
-    sizes = _sizes(affine)
-    if not ((sizes >= SIZES[0]) & (sizes <= SIZES[1])).all():
-        rule = f"has voxels of {_times(sizes)} mm, those of scans are {SIZES[0]:g} to {SIZES[1]:g} mm long"
-        raise VolumeError(rule)
-    if (position := np.abs(affine[:3, 3]).max()) > FARTHEST:
-        raise VolumeError(f"lies {position / 1000:.3g} m from the origin, the most is {FARTHEST / 1000:g} m")
-    axes = affine[:3, :3] / sizes
-    left, _, right = np.linalg.svd(axes)
-    straight = affine.copy()
-    straight[:3, :3] = left @ right * sizes
-    if not same_grid(affine, straight, shape=shape):
-        angle = np.degrees(np.arcsin(np.clip(np.abs(axes.T @ axes - np.eye(3)).max(), 0, 1)))
-        off = apart(affine, straight, shape=shape)
-        raise VolumeError(f"is sheared by {angle:.3g} degrees, which moves corners by {off:.3g} mm (gantry tilt?)")
-
-
-def _sizes(affine: Affine) -> Affine:
-    return cast(Affine, np.linalg.norm(affine[:3, :3], axis=0))
-
-
-def _times(sizes: Affine) -> str:
-    return " x ".join(f"{size:.3g}" for size in sizes)
+        raise VolumeError(f"has voxels of {times(sizes)} mm by its sform, of {times(pixdim)} mm by pixdim")

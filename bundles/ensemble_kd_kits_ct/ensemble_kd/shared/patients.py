@@ -12,7 +12,7 @@ import numpy as np
 
 from .validation import InputError
 
-__all__ = ["by_patient", "check_patients", "draw", "expanded", "patient_of"]
+__all__ = ["by_patient", "check_patients", "draw", "expanded", "frame_of", "patient_of"]
 
 # The part of a name that tells the patient; the rest tells visit, frame, view or version.
 NAMES = [
@@ -44,6 +44,12 @@ def patient_of(name: str, known: Collection[str] = ()) -> str:
             return match[1].casefold()
     base = re.sub(r"_\d+$", "", bare).casefold()
     return base if base in known else bare.casefold()
+
+
+def frame_of(name: str) -> str:
+    """Returns the frame of a heart's cycle that a case's name ends with, such as `ED` or `frame01`, or nothing."""
+    match = FRAME.search(name)
+    return match[1] if match else ""
 
 
 def by_patient(names: Sequence[str], patients: Mapping[str, str] | None = None) -> dict[str, list[str]]:

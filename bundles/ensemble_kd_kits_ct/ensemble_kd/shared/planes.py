@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .geometry import FRACTION, VolumeError
 from .slices import ORDER, Header, Slice
-from .volumes import FRACTION, VolumeError
 
 __all__ = ["ordered"]
 

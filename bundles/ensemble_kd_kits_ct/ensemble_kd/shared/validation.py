@@ -16,8 +16,9 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from .geometry import apart, same_grid
 from .verdicts import Verdicts, by_first_process, torchrun_store
-from .volumes import VolumeError, apart, first_cause, read_volume, same_grid, voxels_of
+from .volumes import VolumeError, first_cause, read_volume, renumbered, voxels_of
 
 __all__ = ["InputError", "check_cases", "check_sizes", "install_excepthook", "problems_of_splits"]
 
@@ -189,6 +190,9 @@ def _problems_of_case(
         name, path = case_name(case), str(case[key])
         try:
             volumes[key] = read_volume(path, dimensions=[4 if key in stacks else 3])
+            if key == label and case.get("label_values"):
+                voxels = renumbered(voxels_of(volumes[key]), case["label_values"]).astype(np.uint8)
+                volumes[key] = Nifti1Image(voxels, volumes[key].affine)
         except VolumeError as error:
             yield name, path, f"{key} {error}"
             continue

@@ -14,7 +14,7 @@ import numpy as np
 
 from .regions import label_sets
 from .validation import Case, case_name
-from .volumes import read_volume, voxels_of
+from .volumes import read_volume, renumbered, voxels_of
 
 __all__ = ["LabelConvention"]
 
@@ -53,7 +53,7 @@ class LabelConvention:
         for case in cases if label else ():
             group = self._group(case)
             self.values = [*range(max(len(self.values), len(group[1]) + 1))]
-            if group not in self.chosen and (found := self._enhancing(group, _read(str(case.get(self.label, ""))))):
+            if group not in self.chosen and (found := self._enhancing(group, _read(case, self.label))):
                 self.chosen[group] = found[0], f"{case_name(case)}: {case[self.label]}"
                 logger.info(
                     "Enhancing tumour is %d in %s labels, as of case %s", found[0], group[0], self.chosen[group][1]
@@ -87,11 +87,14 @@ class LabelConvention:
             yield f"has {found[0]} for enhancing tumour, and {chosen} has case {example}; {rule}; {CAVITY}"
         elif found == [4] and FROM_2023.match(Path(str(case[self.label])).name):
             yield f"holds 4, and its name is of 2023 or later, where enhancing tumour is 3; {CAVITY}"
-        elif len(label_sets(group[1])) > 1 and found != [4] and DECATHLON.fullmatch(case_name(case)):
+        elif len(label_sets(group[1])) > 1 and found != [4] and self._may_be_decathlon(case):
             yield (
                 "is called as those of the Decathlon, where 1 is oedema and 2 the core: label_order [ED, NCR, ET] says "
                 "so, or [NCR, ED, ET] that it is not"
             )
+
+    def _may_be_decathlon(self, case: Case) -> bool:
+        return "label_values" not in case and DECATHLON.fullmatch(case_name(case)) is not None
 
     def added_to(self, further: Further) -> Further:
         """Returns a check of `cases.check_cases` that looks at the label map too."""
@@ -106,8 +109,9 @@ class LabelConvention:
         return both
 
 
-def _read(path: str) -> Any:
+def _read(case: Case, key: str) -> Any:
     """The voxels of a label map, none where it cannot be read, which other checks tell."""
     with contextlib.suppress(Exception):
-        return voxels_of(read_volume(path))
+        voxels, values = voxels_of(read_volume(str(case[key]))), case.get("label_values")
+        return renumbered(voxels, values) if values else voxels
     return np.zeros(0)

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from .data import sequence_files
+from .naming import stack_of
 from .validation import InputError
 from .volumes import LoadVolume
 from .writing import scan_of_case
@@ -20,20 +21,22 @@ from .writing import scan_of_case
 __all__ = ["LoadSequencesd", "brain_mask", "channels_of"]
 
 
-def channels_of(sequences: Sequence[str], *, stack: Sequence[str], count: int) -> list[int]:
+def channels_of(sequences: Sequence[str], *, stack: Sequence[str], count: int, complete: bool = False) -> list[int]:
     """Returns which channels of a volume of several sequences are the wanted ones.
 
     Args:
         sequences: those that are wanted, in order.
         stack: sequences of a complete volume, in order.
         count: channels of the volume: as many as `stack` has, or as are wanted.
+        complete: whether it must be as many as `stack` has.
 
     Raises:
         InputError: when it has another number of channels, or the complete volume lacks one that is wanted.
     """
-    held = list(stack) if count == len(stack) else list(sequences)
-    if count != len(held) or not set(sequences) <= set(held):
-        expected = " or ".join(f"{len(names)} ({', '.join(names)})" for names in (stack, sequences))
+    allowed = [stack] if complete else [stack, sequences]
+    held = next((list(names) for names in allowed if count == len(names)), [])
+    if not held or not set(sequences) <= set(held):
+        expected = " or ".join(f"{len(names)} ({', '.join(names)})" for names in allowed)
         raise InputError([("", "image", f"must have {expected} channels, has {count}")])
     return [held.index(name) for name in sequences]
 
@@ -54,8 +57,8 @@ class LoadSequencesd(MapTransform):
         keys: the scan; one key.
         sequences: those that make up the scan, in the order of its channels.
         mask_from: those that make up the brain; none: the brain is not wanted.
-        stack: sequences of a 4D volume, in order, unless the case has an entry `stack` of its own; a volume with only
-            those that are needed has these in their order.
+        stack: sequences of a 4D volume, in order, unless the case has an entry `stack` of its own or its data
+            set tells them, see `data.stack_of`; a volume with only those that are needed has these in their order.
         mask_key: where the brain goes.
     """
 
@@ -81,7 +84,7 @@ class LoadSequencesd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             path = Path(item[key])
-            scan = self._read(path, item.get("stack") or self.stack)
+            scan = self._read(path, item.get("stack"))
             scan.meta["source"] = scan.meta["filename_or_obj"]
             scan.meta["filename_or_obj"] = scan_of_case(path, item["case"]) if "case" in item else str(path)
             if self.mask_from:
@@ -90,12 +93,13 @@ class LoadSequencesd(MapTransform):
             item[key] = scan[: len(self.sequences)]
         return item
 
-    def _read(self, path: Path, stack: Sequence[str]) -> MetaTensor:
+    def _read(self, path: Path, told: Sequence[str] | None) -> MetaTensor:
         """Loads the needed sequences as `(C, H, W, D)`."""
         files = sequence_files(path, self.needed)
         if files is None:
             first = self._load(path)
-            channels = channels_of(self.needed, stack=stack, count=first.shape[-1])
+            stack, complete = stack_of(path, self.stack, told=told)
+            channels = channels_of(self.needed, stack=stack, count=first.shape[-1], complete=complete)
             volumes = [first.as_tensor()[..., channel] for channel in channels]
         else:
             loaded = [self._load(file) for file in files.values()]
