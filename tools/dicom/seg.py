@@ -132,13 +132,8 @@ def segmentation(mask: Path, series: Path, *, bundle: str) -> Any:
     labels = _labels(mask, structures, affine=affine, shape=shape)
     sources = _sources(headers, slices)
     hd, uids = needed("highdicom"), needed("pydicom.uid")
-    same = [source for source in sources if source.SeriesInstanceUID == sources[0].SeriesInstanceUID]
-    stacked: dict[str, Any] = {}
-    if len(same) < len(sources):  # a stack of several series, of which a SEG refers to the first before the others
-        stacked["plane_positions"] = [hd.PlanePositionSequence("PATIENT", piece.position) for piece in slices]
-        stacked["further_source_images"] = [source for source in sources if source not in same]
     made = hd.seg.Segmentation(
-        source_images=same,
+        **_references(sources, slices),
         pixel_array=labels.transpose(2, 1, 0),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -155,11 +150,24 @@ def segmentation(mask: Path, series: Path, *, bundle: str) -> Any:
         series_description=metadata["name"][:LONGEST],
         content_label="SEGMENTATION",
         content_description=metadata["intended_use"][:LONGEST],
-        **stacked,
     )
     if len(sources) < len(slices):
         _refer_to_all_frames(made, slices)
     return made
+
+
+def _references(sources: Sequence[Any], slices: Sequence[Slice]) -> dict[str, Any]:
+    """Returns what a SEG refers to; of a stack of several series to the first before the others."""
+    first = sources[0].SeriesInstanceUID
+    same = [source for source in sources if source.SeriesInstanceUID == first]
+    if len(same) == len(sources):
+        return {"source_images": same}
+    place = needed("highdicom").PlanePositionSequence
+    return {
+        "source_images": same,
+        "further_source_images": [source for source in sources if source.SeriesInstanceUID != first],
+        "plane_positions": [place("PATIENT", piece.position) for piece in slices],
+    }
 
 
 def _structures(bundle: str) -> dict[int, Mapping[str, Any]]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from nibabel.nifti1 import Nifti1Image
 
-from .planes import ordered
-from .scans import DERIVED, is_volume, stem
+from .planes import ordered, read_voxels
+from .scans import is_scan
 from .series import Series, files_below, holds_dicom, series_below
-from .slices import Header, read_header, read_voxels
+from .slices import Header, read_header
 from .validation import InputError
 from .volumes import VolumeError, folder_readers
 
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 # The last part of a path that is none of a file: UIDs or numbers of series, and which of the images at each position.
 CHOICE = re.compile(r"(\d[\d.]*(?:\+\d[\d.]*)*)(?:_phase(\d+))?")
-Rule = tuple[str, str, str]
 
 
 def dicom_scans(
@@ -66,60 +65,39 @@ def find_series(
         InputError: when none or several series of a study fit, naming all; there are volumes beside DICOM; or a file is
             damaged.
     """
-    place = Path(root).absolute()
-    alone = place.is_file()
-    folder = place.parent if alone else place
-    if alone and series is not None:
-        raise InputError([("", str(place), "is one file, whose series is meant: give its folder to choose another")])
-    if not alone:
-        _check_no_volumes(folder)
-    found = series_below(folder)
-    wanted = [_uid_of(place)] if alone else _wanted(series)
     if phase is not None and (not isinstance(phase, int) or phase < 0):  # type: ignore[redundant-expr]  # as typed
         raise InputError([("", "phase", f"must be a whole number from 0, got {phase!r}")])
-    studies: dict[str, list[Series]] = {}
-    for each in found:
-        studies.setdefault(each.study, []).append(each)
-    if named := {each.study for each in found if each.uid in wanted}:  # a UID is of one study, a number of every
-        studies = {study: studies[study] for study in named}
-    chosen, problems = [], list[Rule]()
-    for study, held in studies.items():
-        try:
-            chosen.append(_chosen(held, wanted, modality))
-        except VolumeError as error:
-            problems.append(("", str(folder), f"study {study}: {error}"))
-    if problems or not chosen:
-        raise InputError(problems or [("", str(folder), "holds no series of DICOM")])
-    for picked in chosen:
-        _warn_of_gaps(picked)
+    folder, wanted = _place_and_names(Path(root).absolute(), series)
+    found = series_below(folder)
+    chosen = _chosen(found, wanted, modality, folder=folder)
+    for each in (each for picked in chosen for each in picked):
+        _warn_of_gaps(each)
     names = _names([_common_folder(picked) for picked in chosen], folder, chosen)
     cases = [_case(name, picked, found, phase) for name, picked in zip(names, chosen, strict=True)]
     return sorted(cases, key=lambda case: case["case"])
 
 
-def _warn_of_gaps(picked: Sequence[Series]) -> None:
+def _place_and_names(place: Path, series: Any) -> tuple[Path, list[str]]:
+    """Returns the folder to look in, in which nothing but DICOM may be meant, and UIDs or numbers of series, if any."""
+    if place.is_file():
+        if series is not None:
+            rule = "is one file, whose series is meant: give its folder to choose another"
+            raise InputError([("", str(place), rule)])
+        return place.parent, [_uid_of(place)]
+    wanted = _wanted(series)
+    if (volume := next(filter(is_scan, files_below(place, refuse=True)), None)) is not None:
+        rule = f"holds DICOM and volumes, for example {volume.relative_to(place)}: name the folder of either"
+        raise InputError([("", str(place), rule)])
+    return place, wanted
+
+
+def _warn_of_gaps(series: Series) -> None:
     """Warns where numbers of images are left out: the geometry does not tell if the missing ones lie at an end."""
-    for each in picked:
-        numbers = {number for piece in each.slices if (number := piece.order[-1]) is not None}
-        whole = int(max(numbers)) - int(min(numbers)) + 1 if numbers else 0
-        if len(numbers) == len(each.slices) < whole:
-            logger.warning(
-                "series %s: %d images, whose numbers run from %g to %g: is it complete?",
-                each.uid,
-                len(numbers),
-                min(numbers),
-                max(numbers),
-            )
-
-
-def _check_no_volumes(folder: Path) -> None:
-    """Checks that nothing but DICOM could be meant: both readings of a folder are not the same scans."""
-    volumes = (
-        path for path in files_below(folder, refuse=True) if is_volume(path) and not DERIVED.fullmatch(stem(path))
-    )
-    if (volume := next(volumes, None)) is not None:
-        rule = f"holds DICOM and volumes, for example {volume.relative_to(folder)}: name the folder of either"
-        raise InputError([("", str(folder), rule)])
+    numbers = {number for piece in series.slices if (number := piece.order[-1]) is not None}
+    whole = int(max(numbers)) - int(min(numbers)) + 1 if numbers else 0
+    if len(numbers) == len(series.slices) < whole:
+        told = "series %s: %d images, whose numbers run from %g to %g: is it complete?"
+        logger.warning(told, series.uid, len(numbers), min(numbers), max(numbers))
 
 
 def _uid_of(file: Path) -> str:
@@ -139,27 +117,50 @@ def _wanted(series: Any) -> list[str]:
     return names
 
 
-def _chosen(held: Sequence[Series], wanted: Sequence[str], modality: str) -> list[Series]:
-    """Returns the series of a study that make up one volume."""
+def _chosen(found: Sequence[Series], wanted: Sequence[str], modality: str, *, folder: Path) -> list[list[Series]]:
+    """Returns for every study the series that make up one volume."""
+    if not found:
+        raise InputError([("", str(folder), "holds no series of DICOM")])
+    chosen, problems = [], []
+    for study, held in _studies(found, wanted).items():
+        try:
+            chosen.append(_called(held, wanted, modality) if wanted else [_only_that_fits(held, modality)])
+        except VolumeError as error:
+            lines = [f"study {study}: {error}", *(each.describe(modality) for each in held)]
+            problems.append(("", str(folder), "\n    ".join(lines)))
+    if problems:
+        raise InputError(problems)
+    return chosen
 
-    def refuse(rule: str) -> NoReturn:
-        raise VolumeError("\n    ".join([rule, *(each.describe(modality) for each in held)]))
 
-    if not wanted:
-        fitting = [each for each in held if not each.unfit(modality)]
-        if len(fitting) == 1:
-            return fitting
-        single = [each for each in held if each.unfit(modality) == "is one slice"]
-        several = " (several, if they are the slices of one stack)" if len(single) > 1 else ""
-        what = f"{len(fitting)} series fit" if fitting else "no series fits"
-        refuse(f"{what}, choose with series{several}:")
+def _studies(found: Sequence[Series], wanted: Sequence[str]) -> dict[str, list[Series]]:
+    """Returns the series of each study, of those only that hold a wanted UID, if any does; all may hold a number."""
+    named = {each.study for each in found if each.uid in wanted}
+    studies: dict[str, list[Series]] = {}
+    for each in found:
+        if not named or each.study in named:
+            studies.setdefault(each.study, []).append(each)
+    return studies
+
+
+def _only_that_fits(held: Sequence[Series], modality: str) -> Series:
+    unfit = [each.unfit(modality) for each in held]
+    if unfit.count("") == 1:
+        return held[unfit.index("")]
+    several = " (several, if they are the slices of one stack)" if unfit.count("is one slice") > 1 else ""
+    what = f"{unfit.count('')} series fit" if "" in unfit else "no series fits"
+    raise VolumeError(f"{what}, choose with series{several}:")
+
+
+def _called(held: Sequence[Series], wanted: Sequence[str], modality: str) -> list[Series]:
     picked = []
     for name in wanted:
-        same = [each for each in held if name in (each.uid, str(each.headers[0].number))]
+        same = [each for each in held if each.is_called(name)]
         if len(same) != 1:
-            refuse(f"{len(same) or 'no'} series {'have' if len(same) > 1 else 'has'} the number or UID {name}:")
+            what = f"{len(same)} series have" if same else "no series has"
+            raise VolumeError(f"{what} the number or UID {name}:")
         if problem := same[0].problem(modality):
-            refuse(f"series {name} {problem}:")
+            raise VolumeError(f"series {name} {problem}:")
         picked += same
     return picked
 
@@ -171,28 +172,28 @@ def _common_folder(picked: Sequence[Series]) -> Path:
 def _names(places: Sequence[Path], root: Path, chosen: Sequence[Sequence[Series]]) -> list[str]:
     """Returns names of cases, the shortest that tell them apart: the first folder, the path, or with the UID."""
     paths = [place.relative_to(root).parts or (root.name,) for place in places]
-    steps: list[Callable[[int], str]] = [
-        lambda index: paths[index][0],
-        lambda index: "_".join(paths[index]),
-        lambda index: "_".join((*paths[index], chosen[index][0].uid)),
-    ]
-    for step in steps:
-        names = [step(index) for index in range(len(paths))]
-        if len({name.casefold() for name in names}) == len(names):
-            break
-    return names
+    steps = (
+        [parts[0] for parts in paths],
+        ["_".join(parts) for parts in paths],
+        ["_".join((*parts, picked[0].uid)) for parts, picked in zip(paths, chosen, strict=True)],
+    )
+    return next((names for names in steps if len({name.casefold() for name in names}) == len(names)), steps[-1])
 
 
 def _case(name: str, picked: Sequence[Series], found: Sequence[Series], phase: int | None) -> dict[str, str]:
-    folder = _common_folder(picked)
-    inside = [each for each in found if any(folder in Path(header.file).parents for header in each.headers)]
-    image = folder
+    image = _common_folder(picked)
+    inside = [each for each in found if any(image in Path(header.file).parents for header in each.headers)]
     if len(inside) > 1 or phase is not None:
-        numbers = [each.headers[0].number for each in inside]
-        short = len(picked) > 1 and all(numbers.count(each.headers[0].number) == 1 for each in picked)
-        choice = "+".join(str(each.headers[0].number) if short else each.uid for each in picked)
-        image = folder / (choice + ("" if phase is None else f"_phase{phase}"))
+        image /= _choice(picked, inside) + ("" if phase is None else f"_phase{phase}")
     return {"case": name, "image": str(image), "series": "+".join(each.uid for each in picked)}
+
+
+def _choice(picked: Sequence[Series], inside: Sequence[Series]) -> str:
+    """Returns the UID of a series, of several their numbers, if no others in the folder have them: UIDs are long."""
+    numbers = [str(each.number) for each in inside]
+    own = [str(each.number) for each in picked]
+    short = len(own) > 1 and all(number.isdigit() and numbers.count(number) == 1 for number in own)
+    return "+".join(own if short else [each.uid for each in picked])
 
 
 def series_files(path: str | Path) -> tuple[list[Header], int | None]:
@@ -207,19 +208,23 @@ def series_files(path: str | Path) -> tuple[list[Header], int | None]:
     folder = place if match is None else place.parent
     if not folder.is_dir():
         raise VolumeError("is missing")
-    held = [each for each in series_below(folder) if each.slices or match is None]
-    if match is None:
-        if len(held) != 1:
-            what = f"{len(held)} series of DICOM" if held else "no series of DICOM"
-            raise VolumeError(f"holds {what}")
-        return list(held[0].headers), None
+    held = series_below(folder)
+    if match is not None:
+        names, phase = match.groups()
+        return _headers_of(names.split("+"), held, folder=folder), None if phase is None else int(phase)
+    if len(held) != 1:
+        raise VolumeError(f"holds {len(held) or 'no'} series of DICOM")
+    return list(held[0].headers), None
+
+
+def _headers_of(names: Sequence[str], held: Sequence[Series], *, folder: Path) -> list[Header]:
     headers: list[Header] = []
-    for name in match[1].split("+"):
-        same = [each for each in held if name in (each.uid, str(each.headers[0].number))]
+    for name in names:
+        same = [each for each in held if each.slices and each.is_called(name)]
         if len(same) != 1:
             raise VolumeError(f"is missing: {len(same) or 'no'} series {name} in {folder}")
         headers += same[0].headers
-    return headers, None if match[2] is None else int(match[2])
+    return headers
 
 
 def read_series(path: Path) -> Nifti1Image | None:
@@ -230,7 +235,7 @@ def read_series(path: Path) -> Nifti1Image | None:
 
     Raises:
         VolumeError: when slices are missing, uneven, twice or several at one position, differ in size, orientation,
-            voxel size or frame of reference, or cannot be read: see `ordered` and `slices.read_voxels`.
+            voxel size or frame of reference, or cannot be read: see `planes`.
     """
     named = CHOICE.fullmatch(path.name) and path.parent.is_dir() and not path.exists()
     if not named and not (path.is_dir() and holds_dicom(path)):

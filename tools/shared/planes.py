@@ -1,16 +1,19 @@
-"""Slices of DICOM in the order in which they lie, on one regular grid, or why they are on none."""
+"""Slices of DICOM as one volume: in the order in which they lie on a regular grid, or why on none, and their voxels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from monai.utils import optional_import
 from numpy.typing import NDArray
 
 from .geometry import FRACTION, VolumeError
-from .slices import ORDER, Header, Slice
+from .slices import ORDER, Header, Slice, pydicom_module, reading
 
-__all__ = ["ordered"]
+__all__ = ["ordered", "read_voxels"]
 
 NEAR = 0.05  # mm by which images of one position may be apart
 COUNTERS = 2  # of ORDER at its end, which do not tell what an image shows
@@ -49,20 +52,16 @@ def ordered(headers: Sequence[Header], *, phase: int | None = None) -> tuple[lis
 def _check_headers(headers: Sequence[Header]) -> None:
     for header in headers:
         if header.problem:
-            raise VolumeError(f"{header.problem}: {_name(header)}")
+            raise VolumeError(f"{header.problem}: {header.name()}")
     uids: dict[str, Header] = {}
     for header in headers:
         if (same := uids.setdefault(header.uid, header)) is not header:
-            raise VolumeError(f"holds one image twice: {_name(same)} and {_name(header)}")
+            raise VolumeError(f"holds one image twice: {same.name()} and {header.name()}")
     for what, of in (("size", "size"), ("frame of reference", "reference")):
         first = headers[0]
         if other := next((header for header in headers if getattr(header, of) != getattr(first, of)), None):
             values = f"{getattr(first, of)} and {getattr(other, of)}"
-            raise VolumeError(f"holds images of more than one {what}: {_name(first)} and {_name(other)}, {values}")
-
-
-def _name(header: Header) -> str:
-    return header.file.replace("\\", "/").rpartition("/")[2]
+            raise VolumeError(f"holds images of more than one {what}: {first.name()} and {other.name()}, {values}")
 
 
 def _axes(slices: Sequence[Slice], size: Sequence[int]) -> tuple[Vector, Vector]:
@@ -105,42 +104,51 @@ def _positions(slices: Sequence[Slice], normal: Vector) -> list[list[Slice]]:
 
 def _of_phase(groups: Sequence[Sequence[Slice]], phase: int | None) -> list[Slice]:
     """Returns one image of each position."""
-    counts = sorted({len(group) for group in groups})
-    if counts == [1] and not phase:
-        return [group[0] for group in groups]
-    if len(counts) > 1:
-        most = max(groups, key=len)
-        names = ", ".join(piece.name() for piece in most[:3])
-        rule = f"holds {counts[0]} to {counts[-1]} images at one position, {counts[-1]} where {names} lie"
-        raise VolumeError(f"{rule}: images are missing, or of several stacks")
-    place = _telling(groups)
-    ranked = [sorted(group, key=lambda piece: piece.order[place] or 0.0) for group in groups]
-    if phase is None or not 0 <= phase < counts[0]:
-        rule = f"holds {counts[0]} images at each of {len(groups)} positions"
-        if counts[0] > 1:
-            ends = (f"{ranked[0][index].order[place]:g}" for index in (0, -1))
-            rule += f", which differ in {list(ORDER)[place]} ({' to '.join(ends)})"
-        raise VolumeError(f"{rule}: choose one with phase, 0 to {counts[0] - 1}")
+    count = _count(groups)
+    ranked, how = (groups, "") if count == 1 else _ranked(groups)
+    if phase is None and count == 1:
+        phase = 0
+    if phase is None or not 0 <= phase < count:
+        rule = f"holds {count} images at each of {len(groups)} positions{how}"
+        raise VolumeError(f"{rule}: choose one with phase, 0 to {count - 1}")
     return [group[phase] for group in ranked]
 
 
-def _telling(groups: Sequence[Sequence[Slice]]) -> int:
-    """Returns which value of `Slice.order` tells the images of every position apart."""
-    example = groups[0]
+def _count(groups: Sequence[Sequence[Slice]]) -> int:
+    """Returns how many images lie at a position, of which all must have as many."""
+    least, most = min(groups, key=len), max(groups, key=len)
+    if len(least) < len(most):
+        names = ", ".join(piece.name() for piece in most[:3])
+        rule = f"holds {len(least)} to {len(most)} images at one position, {len(most)} where {names} lie"
+        raise VolumeError(f"{rule}: images are missing, or of several stacks")
+    return len(most)
+
+
+def _ranked(groups: Sequence[Sequence[Slice]]) -> tuple[list[list[Slice]], str]:
+    """Returns the images at each position in the order of what tells them apart, and what that is, for messages."""
     if len(kinds := {piece.kind for group in groups for piece in group}) > 1:
         shown = " and ".join("\\".join(kind) for kind in sorted(kinds)[:2])
-        raise VolumeError(f"holds images of several kinds at one position, {shown}: {example[0].name()}")
-    varying: list[str] = []
-    for place in range(len(ORDER)):
-        values = [[piece.order[place] for piece in group] for group in groups]
-        if any(len(set(found)) > 1 for found in values):
-            if all(None not in found and len(set(found)) == len(found) for found in values):
-                if place < len(ORDER) - COUNTERS or not varying:
-                    return place
-            elif place < len(ORDER) - COUNTERS:
-                varying.append(list(ORDER)[place])
-    why = f"differ in {', '.join(varying)}, but not all" if varying else "do not say in what they differ"
-    raise VolumeError(f"holds {len(example)} images at one position, which {why}: {example[0].name()}")
+        raise VolumeError(f"holds images of several kinds at one position, {shown}: {groups[0][0].name()}")
+    place = _telling(groups)
+    ranked = [sorted(group, key=lambda piece: piece.order[place] or 0.0) for group in groups]
+    first, last = ranked[0][0].order[place], ranked[0][-1].order[place]
+    return ranked, f", which differ in {list(ORDER)[place]} ({first:g} to {last:g})"
+
+
+def _telling(groups: Sequence[Sequence[Slice]]) -> int:
+    """Returns which value of `Slice.order` tells the images of every position apart; counters, if no other differs."""
+    meaning = range(len(ORDER) - COUNTERS)
+    differing = [place for place in meaning if max(map(len, _values(groups, place))) > 1]
+    for place in differing or range(len(meaning), len(ORDER)):
+        if all(len(values) == len(groups[0]) and None not in values for values in _values(groups, place)):
+            return place
+    names = ", ".join(list(ORDER)[place] for place in differing)
+    why = f"differ in {names}, but not all" if differing else "do not say in what they differ"
+    raise VolumeError(f"holds {len(groups[0])} images at one position, which {why}: {groups[0][0].name()}")
+
+
+def _values(groups: Sequence[Sequence[Slice]], place: int) -> list[set[float | None]]:
+    return [{piece.order[place] for piece in group} for group in groups]
 
 
 def _step(pieces: Sequence[Slice], places: Vector, normal: Vector) -> Vector:
@@ -162,3 +170,50 @@ def _step(pieces: Sequence[Slice], places: Vector, normal: Vector) -> Vector:
         rule = f"has slices that are moved within their plane, by up to {within.max():.3g} mm"
         raise VolumeError(f"{rule}: {pieces[int(within.argmax())].name()}")
     return step
+
+
+def read_voxels(slices: Sequence[Slice], *, size: tuple[int, int], dtype: str | None) -> NDArray[Any]:
+    """Returns the voxels `(columns, rows, slices)`, each slice by its own slope and intercept.
+
+    Args:
+        slices: in the order wanted.
+        size: rows and columns of each.
+        dtype: of the stored values, if all slices have the same.
+
+    Returns:
+        The stored type where no slice is scaled, else float32.
+
+    Raises:
+        VolumeError: naming the file whose pixels are missing, too few, damaged, or compressed so that no installed
+            package can decode them.
+    """
+    plain = dtype is not None and all(piece.scale == (1, 0) for piece in slices)
+    voxels = np.empty((size[1], size[0], len(slices)), dtype if plain else np.float32, order="F")
+    places: dict[str, list[int]] = {}
+    for place, piece in enumerate(slices):
+        places.setdefault(piece.file, []).append(place)
+    for file, wanted in places.items():
+        with reading(Path(file).name):
+            pixels = _pixels(file).reshape(-1, *size)
+            for place in wanted:
+                slope, intercept = slices[place].scale
+                stored = pixels[slices[place].frame].T
+                voxels[..., place] = stored if plain else stored * slope + intercept
+    return voxels
+
+
+def _pixels(file: str) -> NDArray[Any]:
+    dataset = pydicom_module().dcmread(file)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and not _has_decoder(syntax):
+        rule = f"is compressed as {syntax.name}, and no decoder of it is installed: pip install python-gdcm"
+        raise VolumeError(f"cannot be read: {Path(file).name} {rule}")
+    return np.asarray(dataset.pixel_array)
+
+
+def _has_decoder(syntax: Any) -> bool:
+    get_decoder, _ = optional_import("pydicom.pixels", name="get_decoder")
+    try:
+        return bool(get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return False

@@ -171,6 +171,26 @@ def test_series_of_single_slices_become_one_stack(tmp_path: Path, voxels: Any) -
         read_volume(case["image"])
 
 
+def test_stack_with_a_series_that_has_no_number(tmp_path: Path, voxels: Any) -> None:
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.ImagePositionPatient = [0, 0, 4 * places.index(dataset.SeriesDescription)]
+        if dataset.SeriesDescription == "low":
+            del dataset.SeriesNumber
+
+    places = ["low", "high"]
+    for place, name in enumerate(places):
+        write_series(tmp_path / name, voxels[..., [place]], series=name, orientation=AXIAL, change=change)
+    (case,) = find_series(tmp_path, modality="MR", series=[uid(f"study {name}") for name in places])
+    np.testing.assert_array_equal(voxels_of(read_volume(case["image"])), voxels[..., :2])
+
+
+def test_there_is_no_second_phase_of_one_image(tmp_path: Path, voxels: Any) -> None:
+    write_series(tmp_path, voxels)
+    (case,) = find_series(tmp_path, modality="MR", phase=1)
+    with pytest.raises(VolumeError, match="holds 1 images at each of 5 positions: choose one with phase, 0 to 0"):
+        read_volume(case["image"])
+
+
 @pytest.mark.parametrize("phases", [1, 3])
 def test_many_images_in_one_file(tmp_path: Path, phases: int) -> None:
     """An Enhanced MR image is what highdicom makes of it; of several phases one is chosen."""

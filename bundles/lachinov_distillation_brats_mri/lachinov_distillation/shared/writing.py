@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,25 +105,27 @@ def check_outputs(cases: Sequence[Case], postprocessing: Any = None) -> None:
         InputError: when they do.
     """
     listed = [case for case in cases if isinstance(case.get("image"), str | Path)]
-    problems = list(_shared("name", [(case, case_name(case)) for case in listed]))
     images = [Path(case["image"]) for case in listed]  # which may be folders of DICOM
     folders = {os.path.realpath(folder) for image in images for folder in (image, image.parent)}
+    problems = [*_shared("name", listed, case_name)]
     for layout in layouts_of(postprocessing):
-        files = [(case, layout.of(case)) for case in listed]
-        problems += [*_shared("file", [(case, str(file)) for case, file in files]), *_beside(files, folders)]
+        problems += [*_shared("file", listed, layout.of), *_beside(folders, listed, layout.of)]
     if problems:
         raise InputError(dict.fromkeys(problems))
 
 
-def _beside(files: Sequence[tuple[Case, Path]], folders: set[str]) -> Iterable[tuple[str, str, str]]:
-    for case, file in files:
-        if os.path.realpath(file.parent) in folders:
+def _beside(
+    folders: set[str], cases: Iterable[Case], file_of: Callable[[Case], Path]
+) -> Iterable[tuple[str, str, str]]:
+    for case in cases:
+        if os.path.realpath(file_of(case).parent) in folders:
             yield case_name(case), str(case["image"]), "its results would lie beside scans: choose another output_dir"
 
 
-def _shared(what: str, owned: Sequence[tuple[Case, str]]) -> Iterable[tuple[str, str, str]]:
+def _shared(what: str, cases: Iterable[Case], of: Callable[[Case], str | Path]) -> Iterable[tuple[str, str, str]]:
     first: dict[str, Case] = {}
-    for case, thing in owned:
+    for case in cases:
+        thing = str(of(case))
         other = first.setdefault(thing, case)
         if other is not case:
             rule = f"its results would have the same {what} as those of {other['image']}: {thing}"

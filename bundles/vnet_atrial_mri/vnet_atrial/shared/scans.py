@@ -15,7 +15,7 @@ from .validation import InputError
 from .volumes import SUFFIXES
 
 __all__ = ["SUFFIXES", "check_folders", "check_names", "existing_folder", "find_volume", "folders_in", "is_volume"]
-__all__ += ["is_of_results", "problem_of_name", "scans_in", "single_scan", "stem", "visible"]
+__all__ += ["is_of_results", "is_scan", "is_visible", "problem_of_name", "scans_in", "single_scan", "stem", "visible"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,12 @@ def visible(folder: Path) -> list[Path]:
             path.lstat()  # what may be listed need not be opened
     except OSError as error:
         raise InputError([("", str(folder), f"cannot be listed ({error.strerror})")]) from error
-    return [path for path in entries if not path.name.startswith((".", "@")) and path.name.lower() not in STRAY]
+    return [path for path in entries if is_visible(path.name)]
+
+
+def is_visible(name: str) -> bool:
+    """Whether a name is neither hidden nor one that systems leave."""
+    return not name.startswith((".", "@")) and name.lower() not in STRAY
 
 
 def existing_folder(folder: str | Path, name: str = "dataset_dir") -> Path:
@@ -76,8 +81,7 @@ def folders_in(root: Path) -> list[Path]:
 
 def is_of_results(folder: Path) -> bool:
     """Whether a folder holds the record of a run and no scan."""
-    volumes = [path for path in folder.glob("*") if is_volume(path) and not DERIVED.fullmatch(stem(path))]
-    return not volumes and any(folder.glob("run_*_*.json"))
+    return not any(map(is_scan, folder.glob("*"))) and any(folder.glob("run_*_*.json"))
 
 
 def check_folders(folders: Iterable[Path], cases: Collection[Path]) -> None:
@@ -105,6 +109,11 @@ def _reachable(root: Path) -> list[Path]:
 def is_volume(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
     """Whether a file's name ends as those of volumes do, in small or capital letters."""
     return path.name.lower().endswith(tuple(suffixes))
+
+
+def is_scan(path: Path) -> bool:
+    """Whether a file's name is that of a volume, and none of a label map or a result."""
+    return is_volume(path) and not DERIVED.fullmatch(stem(path))
 
 
 def stem(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> str:
