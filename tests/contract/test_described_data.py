@@ -13,18 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from tests.conftest import NAMES, NamedPath
+from tests.conftest import NAMES, NamedPath, recipe
 from tests.support.runs import Case, cases, copy, run, scan_files
 from tools.shared.nrrd import read_nrrd
 
-# Values in the phantoms' label maps, the names of a list, and the values that it gives them.
-LABELS: dict[str, dict[str, tuple[int, int]]] = {
-    "vnet_atrial_mri": {"Left_Atrium": (1, 3)},
-    "cooperative_training_acdc_mri": {"LV": (3, 1), "MYO": (2, 2), "RV": (1, 3)},
-    "ensemble_kd_kits_ct": {"tumor": (2, 1), "kidney": (1, 2)},
-    "hadnet_brats_mri": {"edema": (2, 1), "non-enhancing tumor": (1, 2), "enhancing tumor": (4, 3)},
-    "lachinov_distillation_brats_mri": {"edema": (2, 1), "non-enhancing tumor": (1, 2), "enhancing tumor": (4, 3)},
-}
 CHANNELS = {"t1": "T1w", "t1ce": "t1gd", "t2": "T2w", "flair": "FLAIR"}
 
 
@@ -45,36 +37,39 @@ def save(path: Path, voxels: Any, like: nibabel.nifti1.Nifti1Image) -> None:
 
 def laid_out(bundle: str, split: Mapping[str, list[Case]], root: Path, *, raw: bool) -> None:
     """The cases as nnU-Net or the Decathlon has them; labels by other values, sequences in another order."""
-    labels = LABELS[bundle]
-    names: list[str] = []
-    for case in (case for listed in split.values() for case in listed):
-        files = dict(zip(sequences(bundle, case), scan_files(bundle, case), strict=True))
-        names = [name for name in CHANNELS if name in files] or [""]
-        scans = [volume(files[name]) for name in names]
-        arrays = [np.asarray(scan.dataobj) for scan in scans]
-        for number, array in enumerate(arrays if raw else [np.stack(arrays, -1) if len(arrays) > 1 else arrays[0]]):
-            save(root / "imagesTr" / f"{case['case']}{f'_{number:04d}' if raw else ''}.nii.gz", array, scans[0])
+    known = recipe(bundle)["described"]
+    every = [case for listed in split.values() for case in listed]
+    for case in every:
+        channels = save_scan(bundle, case, root, raw=raw)
         drawn = volume(Path(case["label"]))
-        voxels = np.asarray(drawn.dataobj)
-        given = dict(labels.values()) | ({255: 3} if "vnet" in bundle else {})
-        save(
-            root / "labelsTr" / f"{case['case']}.nii.gz",
-            np.vectorize({0: 0, **given}.get)(voxels).astype(np.uint8),
-            drawn,
-        )
-    channels = {str(number): CHANNELS.get(name, "scan") for number, name in enumerate(names)}
-    every = [case["case"] for listed in split.values() for case in listed]
+        label = np.vectorize({0: 0, **known["values"]}.get)(np.asarray(drawn.dataobj)).astype(np.uint8)
+        save(root / f"labelsTr/{case['case']}.nii.gz", label, drawn)
+    names = [case["case"] for case in every]
     content: dict[str, Any] = {"channel_names": channels, "file_ending": ".nii.gz", "numTraining": len(every)}
-    content["labels"] = {"background": 0, **{name: value for name, (_, value) in labels.items()}}
+    content["labels"] = {"background": 0, **known["names"]}
     if not raw:
-        training = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in every]
+        training = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
         content = {"modality": channels, "training": training, "test": []}
-        content["labels"] = {"0": "background", **{str(value): name for name, (_, value) in labels.items()}}
+        content["labels"] = {"0": "background", **{str(value): name for name, value in known["names"].items()}}
     (root / "dataset.json").write_text(json.dumps(content))
-    folds = [
-        {"train": [case["case"] for case in split["training"]], "val": [case["case"] for case in split["validation"]]}
-    ]
+    parts = {"train": split["training"], "val": split["validation"]}
+    folds = [{part: [case["case"] for case in listed] for part, listed in parts.items()}]
     (root / "splits_final.json").write_text(json.dumps(folds))
+
+
+def save_scan(bundle: str, case: Case, root: Path, *, raw: bool) -> dict[str, str]:
+    """Saves a file for each sequence, or one of all; returns the names of the channels."""
+    files = dict(zip(sequences(bundle, case), scan_files(bundle, case), strict=True))
+    names = [name for name in CHANNELS if name in files] or [""]
+    scans = [volume(files[name]) for name in names]
+    arrays = [np.asarray(scan.dataobj) for scan in scans]
+    if raw:
+        stored = {f"{case['case']}_{number:04d}": array for number, array in enumerate(arrays)}
+    else:
+        stored = {case["case"]: np.stack(arrays, -1) if len(arrays) > 1 else arrays[0]}
+    for name, array in stored.items():
+        save(root / f"imagesTr/{name}.nii.gz", array, scans[0])
+    return {str(number): CHANNELS.get(name, "scan") for number, name in enumerate(names)}
 
 
 def sequences(bundle: str, case: Case) -> list[str]:
@@ -100,7 +95,7 @@ def test_scores_are_those_of_the_own_layout(
 ) -> None:
     split = cases(bundle, phantoms(bundle))
     laid_out(bundle, split, tmp_path / "data", raw=raw)
-    lists = {part: sorted({stem_of(case, bundle) for case in listed}) for part, listed in split.items()}
+    lists = {part: sorted({case.get("patient", case["case"]) for case in listed}) for part, listed in split.items()}
     (tmp_path / "split.json").write_text(json.dumps(lists))
     found = []
     for name, data, file in (
@@ -124,12 +119,6 @@ def test_training_reads_it_too(bundle: str, phantoms: NamedPath, tiny_weights: N
     laid_out(bundle, cases(bundle, phantoms(bundle)), tmp_path / "data", raw=True)
     copy(tiny_weights(bundle), tmp_path / "run/models")
     before = (tmp_path / "run/models/model.pt").read_bytes()
-    further = {"lachinov_distillation_brats_mri": "pseudo_labels", "ensemble_kd_kits_ct": "soft_labels"}
-    alone = {further[bundle]: False} if bundle in further else {}
+    alone = recipe(bundle)["described"].get("alone", {})
     run(bundle, "train", data=tmp_path / "data", folder=tmp_path / "run", **alone)
     assert (tmp_path / "run/models/model.pt").read_bytes() != before
-
-
-def stem_of(case: Case, bundle: str) -> str:
-    """What split files of the own layout list: cases, or patients."""
-    return str(case.get("patient", case["case"])) if "cooperative" in bundle else case["case"]

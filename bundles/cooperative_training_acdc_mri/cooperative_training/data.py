@@ -222,13 +222,15 @@ def find_images(dataset_dir: str | Path, *, series: Any = None, phase: int | Non
     if (scan := single_scan(dataset_dir)) is not None:
         name = stem(scan)
         return [{"case": f"{scan.parent.name}_{name[:2]}" if name in IMAGES else name, "image": str(scan)}]
-    root = existing_folder(dataset_dir)
+    return _images_in(existing_folder(dataset_dir))
+
+
+def _images_in(root: Path) -> list[Case]:
     alone = is_reorganised(root) or (root / "Info.cfg").is_file()
     cases = _images_of_patients(root, alone=alone)
     flat = [] if alone else [path for path in scans_in(root) if not stem(path).lower().endswith(SERIES)]
     logger.info("%s: read as %d frames of patients and %d volumes", root, len(cases), len(flat))
-    cases += [{"case": stem(path), "image": str(path)} for path in flat]
-    if not cases:
+    if not (cases := cases + [{"case": stem(path), "image": str(path)} for path in flat]):
         raise InputError([("", str(root), f"holds neither patients nor a volume {' '.join(SUFFIXES)}")])
     check_names(cases)
     return cases
