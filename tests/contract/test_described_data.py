@@ -63,10 +63,9 @@ def save_scan(bundle: str, case: Case, root: Path, *, raw: bool) -> dict[str, st
     names = [name for name in CHANNELS if name in files] or [""]
     scans = [volume(files[name]) for name in names]
     arrays = [np.asarray(scan.dataobj) for scan in scans]
+    stored = {case["case"]: np.squeeze(np.stack(arrays, -1))}
     if raw:
         stored = {f"{case['case']}_{number:04d}": array for number, array in enumerate(arrays)}
-    else:
-        stored = {case["case"]: np.stack(arrays, -1) if len(arrays) > 1 else arrays[0]}
     for name, array in stored.items():
         save(root / f"imagesTr/{name}.nii.gz", array, scans[0])
     return {str(number): CHANNELS.get(name, "scan") for number, name in enumerate(names)}
