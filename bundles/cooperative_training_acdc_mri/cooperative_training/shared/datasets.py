@@ -98,15 +98,18 @@ def is_list(path: Path) -> bool:
 
 
 def root_of_list(path: Path) -> Path:
-    """Returns the folder that holds all scans of a list.
+    """Returns the folder that holds all scans of a list, whatever it calls the lists in it.
 
     Raises:
-        InputError: when the list is damaged.
+        InputError: when it cannot be read.
     """
     content = read_json(path, kind="datalist")
     if _is_raw(content, path):
         return path.parent
-    folders = [Path(case["image"]).parent for case in listed_cases(content, path, labelled=False).cases]
+    lists = content.values() if isinstance(content, dict) else ()
+    records = [record for listed in lists if isinstance(listed, list) for record in listed]
+    images = [record.get("image") if isinstance(record, dict) else record for record in records]
+    folders = [(path.parent / image).absolute().parent for image in images if isinstance(image, str)]
     return Path(os.path.commonpath(folders or [path.parent]))
 
 

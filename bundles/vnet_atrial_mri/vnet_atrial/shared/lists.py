@@ -105,7 +105,7 @@ def _fold_of(path: Path) -> tuple[Path, int | None]:
 
 def _of_fold(content: Any, path: Path, fold: int | None) -> Any:
     """One of nnU-Net's folds as lists of training and validation; anything else as it is."""
-    if fold is None and not (isinstance(content, list) and content):
+    if fold is None and not (isinstance(content, list) and content and isinstance(content[0], dict)):
         return content
     fold = fold or 0
     if not isinstance(content, list) or fold >= len(content):
