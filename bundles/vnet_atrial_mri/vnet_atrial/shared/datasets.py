@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -106,11 +106,15 @@ def root_of_list(path: Path) -> Path:
     content = read_json(path, kind="datalist")
     if _is_raw(content, path):
         return path.parent
-    lists = content.values() if isinstance(content, dict) else ()
-    records = [record for listed in lists if isinstance(listed, list) for record in listed]
-    images = [record.get("image") if isinstance(record, dict) else record for record in records]
-    folders = [(path.parent / image).absolute().parent for image in images if isinstance(image, str)]
+    folders = [(path.parent / image).absolute().parent for image in _images(content) if isinstance(image, str)]
     return Path(os.path.commonpath(folders or [path.parent]))
+
+
+def _images(content: Any) -> Iterator[Any]:
+    """Yields what the records of all lists say of their image."""
+    for listed in content.values() if isinstance(content, dict) else ():
+        for record in listed if isinstance(listed, list) else ():
+            yield record.get("image") if isinstance(record, dict) else record
 
 
 def described(

@@ -107,7 +107,10 @@ def _of_fold(content: Any, path: Path, fold: int | None) -> Any:
     """One of nnU-Net's folds as lists of training and validation; anything else as it is."""
     if fold is None and not (isinstance(content, list) and content and isinstance(content[0], dict)):
         return content
-    fold = fold or 0
+    return _checked_fold(content, path, fold or 0)
+
+
+def _checked_fold(content: Any, path: Path, fold: int) -> dict[str, Any]:
     if not isinstance(content, list) or fold >= len(content):
         count = f"it has {len(content)}" if isinstance(content, list) else "it is no list of folds"
         raise InputError([("", str(path), f"has no fold {fold}, {count}")])
